@@ -1,0 +1,162 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::{Labels, Policy, PolicyId, Protocol};
+
+/// A namespace. `labels` always has `kubernetes.io/metadata.name`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name, as in `spec.nodeName` of its pods.
+    pub name: Arc<str>,
+    /// `status.addresses` that are IP addresses.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.podCIDRs`: where its pods get their addresses from.
+    pub pod_cidrs: Vec<ipnet::IpNet>,
+}
+
+/// The identity of one life of a pod (`metadata.uid`). A pod re-created under the same name is another one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodId(pub Arc<str>);
+
+/// `status.phase` as far as policy cares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Pending, Running or Unknown, terminating or not: it may send packets.
+    #[default]
+    Live,
+    /// Succeeded or Failed: it sends nothing any more and its address may belong to another pod.
+    Finished,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.uid`; for pods of files, made from namespace and name.
+    pub id: PodId,
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its labels.
+    pub labels: Labels,
+    /// `spec.nodeName`, once scheduled.
+    pub node: Option<Arc<str>>,
+    /// `status.podIPs`; at most one of each family in a real cluster.
+    pub addresses: Vec<IpAddr>,
+    /// It shares its node's network: never a subject of policy, never a pod peer.
+    pub host_network: bool,
+    /// Whether it still counts.
+    pub phase: Phase,
+    /// `metadata.creationTimestamp` in seconds since the epoch, 0 when unknown. Of two live pods with the same
+    /// address the one created last owns it; of two created in the same second, the one with the greater id.
+    pub created: i64,
+    /// Container ports, those of restartable init containers included.
+    pub ports: Vec<ContainerPort>,
+}
+
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// One entry of a container's `ports`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContainerPort {
+    /// Its name, which policies can use.
+    pub name: Option<Arc<str>>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its number, host byte order.
+    pub port: u16,
+}
+
+/// A Service. Policies speak of pods; it is read for what will judge traffic before destination NAT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The labels of the pods behind it; empty when its endpoints are written by hand.
+    pub selector: BTreeMap<Arc<str>, Arc<str>>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One entry of a Service's `ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name.
+    pub name: Option<Arc<str>>,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The Service's own port, host byte order.
+    pub port: u16,
+}
+
+/// A host outside the cluster that the lab plays and the matrix shows. Not a Kubernetes object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalHost {
+    /// A name for people.
+    pub name: Arc<str>,
+    /// Its addresses, outside the pod ranges.
+    pub addresses: Vec<IpAddr>,
+    /// The ports it listens on.
+    pub ports: Vec<ContainerPort>,
+}
+
+/// Anything a cluster state is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "objects are moved once, from the source into the state")]
+pub enum Object {
+    /// A namespace.
+    Namespace(Namespace),
+    /// A node.
+    Node(Node),
+    /// A pod.
+    Pod(Pod),
+    /// A policy.
+    Policy(Policy),
+    /// A Service.
+    Service(Service),
+}
+
+/// The identity of an [`Object`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ObjectKey {
+    /// A namespace by name.
+    Namespace(Arc<str>),
+    /// A node by name.
+    Node(Arc<str>),
+    /// A pod by id.
+    Pod(PodId),
+    /// A policy by tier, namespace and name.
+    Policy(PolicyId),
+    /// A Service by namespace and name.
+    Service(Arc<str>, Arc<str>),
+}
+
+impl Object {
+    /// Its identity.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Object::Namespace(namespace) => ObjectKey::Namespace(namespace.name.clone()),
+            Object::Node(node) => ObjectKey::Node(node.name.clone()),
+            Object::Pod(pod) => ObjectKey::Pod(pod.id.clone()),
+            Object::Policy(policy) => ObjectKey::Policy(policy.id.clone()),
+            Object::Service(service) => ObjectKey::Service(service.namespace.clone(), service.name.clone()),
+        }
+    }
+}
