@@ -1,0 +1,78 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ringfence_model::{Labels, Namespace, Node, Object, Phase, Pod, Policy, PolicyId, Tier};
+
+/// Everything the oracle looks at: plain lists.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) pods: Vec<Pod>,
+    pub(crate) policies: Vec<Policy>,
+}
+
+/// A policy of a tier that is not evaluated yet. Guessing would be worse than refusing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnsupportedTier(pub PolicyId);
+
+impl fmt::Display for UnsupportedTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "policy {} is of tier {:?}, which is not supported", self.0, self.0.tier)
+    }
+}
+
+impl std::error::Error for UnsupportedTier {}
+
+impl State {
+    /// A state of these objects. Of two with the same identity the later one counts.
+    ///
+    /// # Errors
+    /// A policy that is not a NetworkPolicy.
+    pub fn new<'a>(objects: impl IntoIterator<Item = &'a Object>) -> Result<State, UnsupportedTier> {
+        let by_key: BTreeMap<_, _> = objects.into_iter().map(|object| (object.key(), object)).collect();
+        let mut state = State::default();
+        for object in by_key.into_values() {
+            match object {
+                Object::Namespace(namespace) => state.namespaces.push(namespace.clone()),
+                Object::Node(node) => state.nodes.push(node.clone()),
+                Object::Pod(pod) => state.pods.push(pod.clone()),
+                Object::Policy(policy) if policy.id.tier == Tier::Namespace => state.policies.push(policy.clone()),
+                Object::Policy(policy) => return Err(UnsupportedTier(policy.id.clone())),
+                Object::Service(_) => {}
+            }
+        }
+        Ok(state)
+    }
+
+    /// The pod that owns an address: live, not on its node's network, and of several the one created last.
+    pub(crate) fn pod_at(&self, address: IpAddr) -> Option<&Pod> {
+        let mut owner: Option<&Pod> = None;
+        for pod in &self.pods {
+            if pod.phase == Phase::Finished || pod.host_network || !pod.addresses.contains(&address) {
+                continue;
+            }
+            owner = match owner {
+                Some(other) if (other.created, &other.id) > (pod.created, &pod.id) => Some(other),
+                _ => Some(pod),
+            };
+        }
+        owner
+    }
+
+    /// The labels of a namespace; one that is not in the state has the label every namespace has.
+    pub(crate) fn namespace_labels(&self, name: &str) -> Labels {
+        for namespace in &self.namespaces {
+            if &*namespace.name == name {
+                return namespace.labels.clone();
+            }
+        }
+        Labels::from([("kubernetes.io/metadata.name".into(), name.into())])
+    }
+
+    /// Whether an address is one of the pod's own node.
+    pub(crate) fn is_own_node(&self, pod: &Pod, address: IpAddr) -> bool {
+        self.nodes.iter().any(|node| Some(&node.name) == pod.node.as_ref() && node.addresses.contains(&address))
+    }
+}
