@@ -1,0 +1,272 @@
+//! The state of the cluster: what objects there are now, indexed for the compiler.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ringfence_model::{Labels, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Policy, PolicyId, Tier};
+
+use crate::pod_class::{PodClass, PodClassId, PodClasses};
+
+/// The objects of a cluster. Its content follows from the last value applied for each object, in whatever order they came.
+#[derive(Default)]
+pub struct Cluster {
+    namespaces: BTreeMap<Arc<str>, Labels>,
+    nodes: BTreeMap<Arc<str>, Node>,
+    pods: HashMap<PodId, PodEntry>,
+    by_node: BTreeMap<Arc<str>, BTreeSet<PodId>>,
+    policies: BTreeMap<Arc<str>, BTreeMap<PolicyId, Arc<Policy>>>,
+    /// For each address the live pods that claim it, by creation; the last one owns it.
+    claims: HashMap<IpAddr, BTreeSet<(i64, PodId)>>,
+    classes: PodClasses,
+}
+
+struct PodEntry {
+    pod: Arc<Pod>,
+    /// None for pods that policies cannot see: finished ones and those on their node's network.
+    class: Option<PodClassId>,
+}
+
+/// What changed in a [`Cluster`] since a compiler last looked. Several changes can be collected in one.
+#[derive(Clone, Debug, Default)]
+pub struct Touched {
+    /// The whole state is another one.
+    pub(crate) everything: bool,
+    /// Namespaces whose labels changed.
+    pub(crate) namespaces: BTreeSet<Arc<str>>,
+    /// Nodes whose own object changed, or one of whose pods did.
+    pub(crate) nodes: BTreeSet<Arc<str>>,
+    /// Namespaces in which a policy changed.
+    pub(crate) policies: BTreeSet<Arc<str>>,
+    /// Addresses whose owner, or whose owner's labels or ports, may have changed.
+    pub(crate) addresses: BTreeSet<IpAddr>,
+}
+
+impl Touched {
+    /// A change of everything: what a compiler that has seen nothing yet needs to hear.
+    pub fn everything() -> Touched {
+        Touched { everything: true, ..Touched::default() }
+    }
+
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        !self.everything
+            && self.namespaces.is_empty()
+            && self.nodes.is_empty()
+            && self.policies.is_empty()
+            && self.addresses.is_empty()
+    }
+}
+
+/// A policy of a tier that the compiler does not know yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnsupportedTier(pub PolicyId);
+
+impl std::fmt::Display for UnsupportedTier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "policy {} is of tier {:?}, which is not supported", self.0, self.0.tier)
+    }
+}
+
+impl std::error::Error for UnsupportedTier {}
+
+impl Cluster {
+    /// A cluster without objects.
+    pub fn new() -> Cluster {
+        Cluster::default()
+    }
+
+    /// Adds an object or replaces the one with the same identity.
+    ///
+    /// # Errors
+    /// A policy of another tier than `Namespace`. The state is as before.
+    pub fn apply(&mut self, object: Object, touched: &mut Touched) -> Result<(), UnsupportedTier> {
+        match object {
+            Object::Namespace(namespace) => self.apply_namespace(namespace, touched),
+            Object::Node(node) => {
+                touched.nodes.insert(node.name.clone());
+                self.nodes.insert(node.name.clone(), node);
+            }
+            Object::Pod(pod) => self.apply_pod(pod, touched),
+            Object::Policy(policy) => {
+                if policy.id.tier != Tier::Namespace {
+                    return Err(UnsupportedTier(policy.id));
+                }
+                self.classes.mention(&policy, self.pods.values_mut().map(|entry| (&entry.pod, &mut entry.class)));
+                touched.policies.insert(policy.id.namespace.clone());
+                let namespace = self.policies.entry(policy.id.namespace.clone()).or_default();
+                namespace.insert(policy.id.clone(), Arc::new(policy));
+            }
+            // Policies are judged after destination NAT: Services do not matter to them.
+            Object::Service(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Removes an object. One that is not there is no error: sources repeat themselves.
+    pub fn delete(&mut self, key: &ObjectKey, touched: &mut Touched) {
+        match key {
+            ObjectKey::Namespace(name) => {
+                if self.namespaces.remove(name).is_some() {
+                    touched.namespaces.insert(name.clone());
+                }
+            }
+            ObjectKey::Node(name) => {
+                if self.nodes.remove(name).is_some() {
+                    touched.nodes.insert(name.clone());
+                }
+            }
+            ObjectKey::Pod(id) => self.delete_pod(id, touched),
+            ObjectKey::Policy(id) => {
+                let Some(namespace) = self.policies.get_mut(&id.namespace) else {
+                    return;
+                };
+                if namespace.remove(id).is_some() {
+                    touched.policies.insert(id.namespace.clone());
+                }
+                if namespace.is_empty() {
+                    self.policies.remove(&id.namespace);
+                }
+            }
+            ObjectKey::Service(..) => {}
+        }
+    }
+
+    /// Replaces the whole state, as after a new list from the source.
+    ///
+    /// # Errors
+    /// As [`Cluster::apply`]; the state is as before.
+    pub fn reset(
+        &mut self,
+        objects: impl IntoIterator<Item = Object>,
+        touched: &mut Touched,
+    ) -> Result<(), UnsupportedTier> {
+        let mut next = Cluster::new();
+        let mut ignored = Touched::default();
+        for object in objects {
+            next.apply(object, &mut ignored)?;
+        }
+        *self = next;
+        *touched = Touched::everything();
+        Ok(())
+    }
+
+    /// The names of the nodes that exist or that pods run on.
+    pub fn node_names(&self) -> BTreeSet<Arc<str>> {
+        self.nodes.keys().chain(self.by_node.keys()).cloned().collect()
+    }
+
+    /// How many pods it holds, and how many pod classes they fall into.
+    pub fn pod_counts(&self) -> (usize, usize) {
+        (self.pods.len(), self.classes.iter().count())
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
+    }
+
+    /// The policies of a namespace, by name.
+    pub(crate) fn policies_in(&self, namespace: &str) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.get(namespace).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The labels of a namespace; one that is not in the state has the label every namespace has.
+    pub(crate) fn namespace_labels(&self, name: &Arc<str>) -> Labels {
+        match self.namespaces.get(name) {
+            Some(labels) => labels.clone(),
+            None => Labels::from([("kubernetes.io/metadata.name".into(), name.clone())]),
+        }
+    }
+
+    /// The pods of a node that policies can select, each with the addresses it owns.
+    pub(crate) fn local_pods(&self, node: &str) -> impl Iterator<Item = (&Arc<Pod>, Vec<IpAddr>)> {
+        self.by_node.get(node).into_iter().flatten().filter_map(|id| {
+            let entry = self.pods.get(id)?;
+            entry.class?;
+            let owned = entry.pod.addresses.iter().copied().filter(|a| self.owner(*a) == Some(id)).collect();
+            Some((&entry.pod, owned))
+        })
+    }
+
+    /// The pod class of the pod that owns an address.
+    pub(crate) fn class_at(&self, address: IpAddr) -> Option<(PodClassId, &PodClass)> {
+        let id = self.pods.get(self.owner(address)?)?.class?;
+        Some((id, self.classes.get(id)?))
+    }
+
+    pub(crate) fn classes(&self) -> &PodClasses {
+        &self.classes
+    }
+
+    /// The addresses that members of a pod class list. They own them unless another pod does.
+    pub(crate) fn member_addresses<'a>(&'a self, class: &'a PodClass) -> impl Iterator<Item = IpAddr> + 'a {
+        class.members().filter_map(|id| self.pods.get(id)).flat_map(|entry| entry.pod.addresses.iter().copied())
+    }
+
+    fn owner(&self, address: IpAddr) -> Option<&PodId> {
+        self.claims.get(&address)?.last().map(|(_, id)| id)
+    }
+
+    fn apply_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
+        let before = self.namespace_labels(&namespace.name);
+        if before != namespace.labels {
+            touched.namespaces.insert(namespace.name.clone());
+        }
+        self.namespaces.insert(namespace.name, namespace.labels);
+    }
+
+    fn apply_pod(&mut self, pod: Pod, touched: &mut Touched) {
+        if self.pods.get(&pod.id).is_some_and(|entry| *entry.pod == pod) {
+            return;
+        }
+        self.delete_pod(&pod.id, touched);
+        let visible = pod.phase == Phase::Live && !pod.host_network;
+        let class = visible.then(|| self.classes.join(&pod));
+        if visible {
+            for address in &pod.addresses {
+                self.touch_address(*address, touched);
+                self.claims.entry(*address).or_default().insert((pod.created, pod.id.clone()));
+            }
+        }
+        if let Some(node) = &pod.node {
+            touched.nodes.insert(node.clone());
+            self.by_node.entry(node.clone()).or_default().insert(pod.id.clone());
+        }
+        self.pods.insert(pod.id.clone(), PodEntry { pod: Arc::new(pod), class });
+    }
+
+    fn delete_pod(&mut self, id: &PodId, touched: &mut Touched) {
+        let Some(PodEntry { pod, class }) = self.pods.remove(id) else {
+            return;
+        };
+        if let Some(class) = class {
+            self.classes.leave(class, id);
+            for address in &pod.addresses {
+                self.touch_address(*address, touched);
+                if let Some(claims) = self.claims.get_mut(address) {
+                    claims.remove(&(pod.created, id.clone()));
+                    if claims.is_empty() {
+                        self.claims.remove(address);
+                    }
+                }
+            }
+        }
+        if let Some(node) = &pod.node {
+            touched.nodes.insert(node.clone());
+            if let Some(pods) = self.by_node.get_mut(node) {
+                pods.remove(id);
+                if pods.is_empty() {
+                    self.by_node.remove(node);
+                }
+            }
+        }
+    }
+
+    /// Notes that a claim to an address comes or goes. Every other pod that claims it may gain or lose it, so to the nodes
+    /// of those pods it is a change of their own pods.
+    fn touch_address(&self, address: IpAddr, touched: &mut Touched) {
+        touched.addresses.insert(address);
+        let others = self.claims.get(&address).into_iter().flatten().filter_map(|(_, id)| self.pods.get(id));
+        touched.nodes.extend(others.filter_map(|entry| entry.pod.node.clone()));
+    }
+}

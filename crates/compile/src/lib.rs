@@ -1,0 +1,29 @@
+//! From the state of a cluster to what one node must enforce.
+//!
+//! ```text
+//! Cluster::apply/delete/reset ──► Touched ──► NodeCompiler::compile ──► Program ──► backends, eval
+//!    pods grouped into pod classes               peers grouped into peer classes
+//! ```
+//!
+//! No structure here grows with pods × pods or with pods × policies: a pod is one member of one pod class, a pod class
+//! knows once per node which gates it passes, and a peer address in a program is one entry that points at a peer class.
+
+mod cluster;
+mod digest;
+mod gate;
+mod matcher;
+mod node;
+mod pod_class;
+mod port_table;
+mod ports;
+mod program;
+mod regions;
+mod rules;
+mod terms;
+
+pub use cluster::{Cluster, Touched, UnsupportedTier};
+pub use gate::{Admission, Gate, GateId};
+pub use node::NodeCompiler;
+pub use port_table::PortTable;
+pub use ports::{PortSet, ProtocolRange};
+pub use program::{Because, ClassId, Judgement, Program, Side, SideVerdict, Subject};
