@@ -1,0 +1,107 @@
+//! The boundary: what every way to enforce a program must be able to do.
+
+use std::error::Error;
+
+use ringfence_compile::Program;
+
+use crate::diff::ProgramDiff;
+
+/// Puts programs into a kernel (or into a fake of one).
+///
+/// Each call is one transaction. After an error that is not [`ApplyError::state_unknown`], the kernel enforces exactly
+/// what it enforced before the call.
+pub trait Backend {
+    /// A short name for logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Makes the kernel enforce `program`, whatever was there before.
+    ///
+    /// # Errors
+    /// The kernel refuses, or cannot be asked.
+    fn replace(&mut self, program: &Program) -> Result<Applied, ApplyError>;
+
+    /// Makes the kernel enforce `to`, by writing only what differs. The kernel must be known to enforce `from`, and
+    /// `diff` must be the difference between the two.
+    ///
+    /// # Errors
+    /// The kernel refuses, or cannot be asked. When something that should be there is not, it refuses.
+    fn update(&mut self, from: &Program, to: &Program, diff: &ProgramDiff) -> Result<Applied, ApplyError>;
+
+    /// Removes everything of ours; nothing is enforced afterwards. No error when there is nothing of ours.
+    ///
+    /// # Errors
+    /// The kernel refuses, or cannot be asked.
+    fn cleanup(&mut self) -> Result<(), ApplyError>;
+}
+
+/// What a transaction consisted of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Set and map elements written.
+    pub elements_added: usize,
+    /// Set and map elements deleted one by one. A table or set deleted as a whole does not count.
+    pub elements_removed: usize,
+    /// Messages to the kernel, the brackets of the transaction included.
+    pub messages: usize,
+    /// Their size in bytes.
+    pub bytes: usize,
+}
+
+/// Why a program was not applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The kernel refused one part, and so the whole transaction. It enforces what it enforced before.
+    #[error("the kernel refused {operation}")]
+    Refused {
+        /// The part of the transaction, for people.
+        operation: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The transaction does not fit into the socket buffer. It was not sent.
+    #[error(
+        "a transaction of {bytes} bytes does not fit into the netlink send buffer of {limit} bytes: \
+         raise net.core.wmem_max to at least {bytes}, or run with CAP_NET_ADMIN in the initial user namespace"
+    )]
+    TooLarge {
+        /// The size of the transaction in bytes.
+        bytes: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// Others kept changing the packet filter while we looked at it. Nothing was changed by us.
+    #[error("the packet filter kept changing under {attempts} attempts to take stock of it")]
+    Contended {
+        /// How often it was tried.
+        attempts: u32,
+    },
+    /// Nothing was sent, for a reason on our side of the kernel.
+    #[error("cannot ask the kernel: {operation}")]
+    Unsent {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The transaction was sent and its fate is not known: the answer was lost or makes no sense.
+    #[error("the kernel's answer was lost: {operation}")]
+    Lost {
+        /// What was tried.
+        operation: &'static str,
+        /// Why there is no answer.
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+impl ApplyError {
+    /// Whether the transaction may or may not have taken effect.
+    pub fn state_unknown(&self) -> bool {
+        match self {
+            ApplyError::Lost { .. } => true,
+            ApplyError::Refused { .. }
+            | ApplyError::TooLarge { .. }
+            | ApplyError::Contended { .. }
+            | ApplyError::Unsent { .. } => false,
+        }
+    }
+}

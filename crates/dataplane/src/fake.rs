@@ -1,0 +1,289 @@
+//! A backend without a kernel, as strict as one: what a real one would refuse, it refuses, and then nothing changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ringfence_compile::{Admission, ClassId, Gate, GateId, Program, Side, Subject};
+use ringfence_model::Direction;
+
+use crate::backend::{Applied, ApplyError, Backend};
+use crate::diff::{MapDiff, ProgramDiff, SideDiff};
+use crate::notation;
+
+/// A transaction that took effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transaction {
+    /// Everything was written.
+    Replace(Box<Program>),
+    /// A difference was written.
+    Update(Box<ProgramDiff>),
+    /// Everything was removed.
+    Cleanup,
+}
+
+/// One direction, as the fake keeps it. Public so that tests can do harm.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// As [`Side::subjects`].
+    pub subjects: BTreeMap<IpAddr, Subject>,
+    /// As [`Side::gates`].
+    pub gates: BTreeMap<GateId, Arc<Gate>>,
+    /// As [`Side::classes`].
+    pub classes: BTreeMap<ClassId, Arc<BTreeSet<GateId>>>,
+    /// As [`Side::peers`].
+    pub peers: BTreeMap<IpAddr, ClassId>,
+}
+
+/// What the fake enforces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Enforced {
+    node: Arc<str>,
+    node_addresses: BTreeSet<IpAddr>,
+    ingress: Tables,
+    egress: Tables,
+}
+
+/// The fake.
+#[derive(Debug, Default)]
+pub struct FakeBackend {
+    enforced: Option<Enforced>,
+    transactions: Vec<Transaction>,
+    faults: Vec<Fault>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Refuse,
+    LoseAnswer,
+}
+
+/// Why the fake refuses.
+#[derive(Debug)]
+struct Refusal {
+    what: String,
+    kind: io::ErrorKind,
+}
+
+impl FakeBackend {
+    /// A fake that enforces nothing.
+    pub fn new() -> FakeBackend {
+        FakeBackend::default()
+    }
+
+    /// The next call is refused and has no effect.
+    pub fn fail_next(&mut self) {
+        self.faults.insert(0, Fault::Refuse);
+    }
+
+    /// The next call takes effect and reports that its fate is not known.
+    pub fn fail_after_applying(&mut self) {
+        self.faults.insert(0, Fault::LoseAnswer);
+    }
+
+    /// What took effect, oldest first.
+    pub fn transactions(&self) -> &[Transaction] {
+        &self.transactions
+    }
+
+    /// What is enforced, rebuilt from the fake's own tables; its generation is 0. Nothing after a cleanup.
+    pub fn enforced(&self) -> Option<Program> {
+        self.enforced.as_ref().map(Enforced::to_program)
+    }
+
+    /// What is enforced, in [`notation`].
+    pub fn dump(&self) -> String {
+        self.enforced().map_or_else(String::new, |program| notation::print(&program))
+    }
+
+    /// Somebody else changes our tables.
+    pub fn tamper(&mut self, direction: Direction, harm: impl FnOnce(&mut Tables)) {
+        if let Some(enforced) = &mut self.enforced {
+            harm(enforced.tables(direction));
+        }
+    }
+
+    /// Somebody else deletes our tables.
+    pub fn tamper_delete_all(&mut self) {
+        self.enforced = None;
+    }
+
+    fn commit(
+        &mut self,
+        enforced: Option<Enforced>,
+        transaction: Transaction,
+        applied: Applied,
+    ) -> Result<Applied, ApplyError> {
+        let fault = self.faults.pop();
+        if fault == Some(Fault::Refuse) {
+            return Err(refused(Refusal { what: "a transaction, as asked".to_owned(), kind: io::ErrorKind::Other }));
+        }
+        self.enforced = enforced;
+        self.transactions.push(transaction);
+        if fault == Some(Fault::LoseAnswer) {
+            let source = io::Error::from(io::ErrorKind::UnexpectedEof);
+            return Err(ApplyError::Lost { operation: "writing", source: source.into() });
+        }
+        Ok(applied)
+    }
+}
+
+impl Backend for FakeBackend {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    fn replace(&mut self, program: &Program) -> Result<Applied, ApplyError> {
+        let enforced = Enforced::of(program);
+        enforced.check().map_err(refused)?;
+        let elements_added = enforced.ingress.len() + enforced.egress.len();
+        let applied = Applied { elements_added, messages: 1, ..Applied::default() };
+        self.commit(Some(enforced), Transaction::Replace(Box::new(program.clone())), applied)
+    }
+
+    fn update(&mut self, _from: &Program, _to: &Program, diff: &ProgramDiff) -> Result<Applied, ApplyError> {
+        let Some(mut enforced) = self.enforced.clone() else {
+            return Err(refused(missing("our tables")));
+        };
+        let mut applied = Applied { messages: 1, ..Applied::default() };
+        for direction in Direction::ALL {
+            enforced.tables(direction).apply(diff.side(direction), &mut applied).map_err(refused)?;
+        }
+        for address in &diff.node_addresses_removed {
+            if !enforced.node_addresses.remove(address) {
+                return Err(refused(missing(address)));
+            }
+        }
+        for address in &diff.node_addresses_added {
+            if !enforced.node_addresses.insert(*address) {
+                return Err(refused(present(address)));
+            }
+        }
+        enforced.check().map_err(refused)?;
+        self.commit(Some(enforced), Transaction::Update(Box::new(diff.clone())), applied)
+    }
+
+    fn cleanup(&mut self) -> Result<(), ApplyError> {
+        self.commit(None, Transaction::Cleanup, Applied::default()).map(|_| ())
+    }
+}
+
+impl Enforced {
+    fn of(program: &Program) -> Enforced {
+        Enforced {
+            node: Arc::clone(&program.node),
+            node_addresses: program.node_addresses.clone(),
+            ingress: Tables::of(&program.ingress),
+            egress: Tables::of(&program.egress),
+        }
+    }
+
+    fn to_program(&self) -> Program {
+        Program {
+            generation: 0,
+            node: Arc::clone(&self.node),
+            node_addresses: self.node_addresses.clone(),
+            ingress: self.ingress.to_side(),
+            egress: self.egress.to_side(),
+        }
+    }
+
+    fn tables(&mut self, direction: Direction) -> &mut Tables {
+        match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        }
+    }
+
+    fn check(&self) -> Result<(), Refusal> {
+        self.ingress.check()?;
+        self.egress.check()
+    }
+}
+
+impl Tables {
+    fn of(side: &Side) -> Tables {
+        Tables {
+            subjects: side.subjects.iter().map(|(key, value)| (*key, value.clone())).collect(),
+            gates: side.gates.iter().map(|(key, value)| (*key, value.clone())).collect(),
+            classes: side.classes.iter().map(|(key, value)| (*key, value.clone())).collect(),
+            peers: side.peers.iter().map(|(key, value)| (*key, *value)).collect(),
+        }
+    }
+
+    fn to_side(&self) -> Side {
+        Side {
+            subjects: self.subjects.iter().map(|(key, value)| (*key, value.clone())).collect(),
+            gates: self.gates.iter().map(|(key, value)| (*key, value.clone())).collect(),
+            classes: self.classes.iter().map(|(key, value)| (*key, value.clone())).collect(),
+            peers: self.peers.iter().map(|(key, value)| (*key, *value)).collect(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.subjects.len() + self.gates.len() + self.classes.len() + self.peers.len()
+    }
+
+    fn apply(&mut self, diff: &SideDiff, applied: &mut Applied) -> Result<(), Refusal> {
+        write(&mut self.subjects, &diff.subjects, applied)?;
+        write(&mut self.gates, &diff.gates, applied)?;
+        write(&mut self.classes, &diff.classes, applied)?;
+        write(&mut self.peers, &diff.peers, applied)
+    }
+
+    /// Nothing points at what is not there, as in a kernel.
+    fn check(&self) -> Result<(), Refusal> {
+        if let Some(id) = self.peers.values().find(|id| !self.classes.contains_key(id)) {
+            return Err(missing(format_args!("class {id:?}, which peers belong to")));
+        }
+        let admitted = self.subjects.values().flat_map(|subject| subject.ports.admissions());
+        let led_to = admitted.filter_map(|admission| match admission {
+            Admission::Gate(id) => Some(id),
+            Admission::Anyone => None,
+        });
+        let passed = self.classes.values().flat_map(|gates| gates.iter().copied());
+        match led_to.chain(passed).find(|id| !self.gates.contains_key(id)) {
+            Some(id) => Err(missing(format_args!("gate {id}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Writes a difference. What is removed or changed must be there as it was, what is added must not.
+fn write<K: Ord + Clone + fmt::Debug, V: PartialEq + Clone>(
+    map: &mut BTreeMap<K, V>,
+    diff: &MapDiff<K, V>,
+    applied: &mut Applied,
+) -> Result<(), Refusal> {
+    let removed = diff.removed.iter().map(|(key, old)| (key, old));
+    let changed = diff.changed.iter().map(|(key, old, _)| (key, old));
+    for (key, old) in removed.chain(changed) {
+        if map.remove(key).as_ref() != Some(old) {
+            return Err(missing(format_args!("{key:?}")));
+        }
+        applied.elements_removed += 1;
+    }
+    let added = diff.added.iter().map(|(key, new)| (key, new));
+    let changed = diff.changed.iter().map(|(key, _, new)| (key, new));
+    for (key, new) in added.chain(changed) {
+        if map.insert(key.clone(), new.clone()).is_some() {
+            return Err(present(format_args!("{key:?}")));
+        }
+        applied.elements_added += 1;
+    }
+    Ok(())
+}
+
+fn missing(what: impl fmt::Display) -> Refusal {
+    Refusal { what: what.to_string(), kind: io::ErrorKind::NotFound }
+}
+
+fn present(what: impl fmt::Display) -> Refusal {
+    Refusal { what: what.to_string(), kind: io::ErrorKind::AlreadyExists }
+}
+
+fn refused(refusal: Refusal) -> ApplyError {
+    ApplyError::Refused { operation: refusal.what, source: refusal.kind.into() }
+}

@@ -1,0 +1,206 @@
+//! From the difference between two programs to the transaction that makes the kernel follow it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ringfence_compile::{ClassId, GateId, Program, Side};
+use ringfence_model::Direction;
+
+use super::layout::{Layout, block_elements, every_packet, gate_sets, itself, member, subject_elements};
+use super::name::{ChainName, SetName};
+use super::ruleset::Element;
+use super::transaction::Op;
+use crate::diff::{ProgramDiff, SideDiff};
+
+/// Elements to delete from and to add to one set.
+#[derive(Debug, Default)]
+struct SetChange {
+    removed: Vec<Element>,
+    added: Vec<Element>,
+}
+
+/// What changes in the sets.
+#[derive(Debug, Default)]
+struct Changes(BTreeMap<SetName, SetChange>);
+
+/// Whether a packet that is judged while the change takes effect could pass although neither program allows it, because
+/// it meets one part of the old program and another one of the new.
+///
+/// It reads each set once. So nothing can go wrong while rights are only added or only taken away, nor if all that
+/// changes is who passes which gate in one direction.
+pub(super) fn needs_new_epoch(from: &Program, to: &Program, diff: &ProgramDiff) -> bool {
+    let (mut adds, mut takes, mut other, mut directions) = (false, false, false, 0);
+    for direction in Direction::ALL {
+        let side = diff.side(direction);
+        directions += usize::from(!side.is_empty());
+        other |= !side.subjects.is_empty() || !side.gates.changed.is_empty();
+        for (old, new, _) in changes_of_peers(from.side(direction), to.side(direction), side) {
+            adds |= !new.is_subset(&old);
+            takes |= !old.is_subset(&new);
+        }
+    }
+    other || (adds && takes && directions > 1)
+}
+
+/// For each peer that changes, the gates it passed, those it passes now, and its address.
+fn changes_of_peers<'a>(
+    from: &'a Side,
+    to: &'a Side,
+    diff: &'a SideDiff,
+) -> impl Iterator<Item = (BTreeSet<GateId>, BTreeSet<GateId>, IpAddr)> + 'a {
+    let gates_of = |side: &Side, class: Option<&ClassId>| -> BTreeSet<GateId> {
+        let gates = class.and_then(|class| side.classes.get(class));
+        gates.into_iter().flat_map(|gates| gates.iter().copied()).collect()
+    };
+    let peers = diff.peers.removed.iter().map(|(peer, old)| (peer, Some(old), None));
+    let peers = peers.chain(diff.peers.changed.iter().map(|(peer, old, new)| (peer, Some(old), Some(new))));
+    let peers = peers.chain(diff.peers.added.iter().map(|(peer, new)| (peer, None, Some(new))));
+    peers.map(move |(peer, old, new)| (gates_of(from, old), gates_of(to, new), *peer))
+}
+
+/// The transaction from one layout to the other.
+///
+/// First comes what is new and what will be pointed at, then elements and rules, then what nothing points at any more.
+/// The work follows the difference, not the size of the programs.
+///
+/// With `renew_rules`, all chains are written whether they change or not: where somebody has cleared one, pods are open,
+/// and nothing else in an update would notice.
+pub(super) fn update(from: Layout<'_>, to: Layout<'_>, diff: &ProgramDiff, renew_rules: bool) -> Vec<Op> {
+    let mut changes = Changes::default();
+    let mut chains: BTreeSet<ChainName> = to.fixed_chains().into_iter().collect();
+    let mut ops = Vec::new();
+    let mut dead_chains = Vec::new();
+    for direction in Direction::ALL {
+        let side = diff.side(direction);
+        changes.side(direction, side, from.program.side(direction), to.program.side(direction));
+        changes.themselves(side, from.program, to.program);
+        for (id, _) in &side.gates.added {
+            ops.push(Op::AddChain(ChainName::Gate(direction, *id)));
+            chains.insert(ChainName::Gate(direction, *id));
+        }
+        chains.extend(side.gates.changed.iter().map(|(id, _, _)| ChainName::Gate(direction, *id)));
+        dead_chains.extend(side.gates.removed.iter().map(|(id, _)| ChainName::Gate(direction, *id)));
+    }
+
+    if renew_rules {
+        for direction in Direction::ALL {
+            let gates = to.program.side(direction).gates.keys();
+            chains.extend(gates.map(|id| ChainName::Gate(direction, *id)));
+        }
+    }
+
+    let mut dead_sets = Vec::new();
+    if from.epoch != to.epoch {
+        let (old, new) = (SetName::of_epoch(from.epoch), SetName::of_epoch(to.epoch));
+        ops.extend([Op::AddSet(new), Op::AddElements(new, every_packet())]);
+        // Deleting the set alone would leave it as it is to packets that came in before.
+        ops.push(Op::DeleteElements(old, every_packet()));
+        dead_sets.push(old);
+    }
+    for (set, change) in changes.0 {
+        match (from.has(set), to.has(set)) {
+            (false, false) => {}
+            (true, false) => dead_sets.push(set),
+            (false, true) => {
+                ops.push(Op::AddSet(set));
+                if !change.added.is_empty() {
+                    ops.push(Op::AddElements(set, change.added));
+                }
+            }
+            (true, true) => {
+                // What is new may overlap what goes, so that goes first.
+                if !change.removed.is_empty() {
+                    ops.push(Op::DeleteElements(set, change.removed));
+                }
+                if !change.added.is_empty() {
+                    ops.push(Op::AddElements(set, change.added));
+                }
+            }
+        }
+    }
+    for chain in chains {
+        let (before, after) = (from.rules(chain), to.rules(chain));
+        if before != after || renew_rules {
+            if !before.is_empty() {
+                ops.push(Op::FlushChain(chain));
+            }
+            ops.extend(after.into_iter().map(|rule| Op::AddRule(chain, rule)));
+        }
+    }
+    ops.extend(dead_chains.iter().map(|chain| Op::FlushChain(*chain)));
+    ops.extend(dead_sets.into_iter().map(|set| Op::DeleteSet(set.to_string())));
+    ops.extend(dead_chains.into_iter().map(|chain| Op::DeleteChain(chain.to_string())));
+    ops
+}
+
+impl Changes {
+    fn side(&mut self, direction: Direction, diff: &SideDiff, from: &Side, to: &Side) {
+        let subjects = &diff.subjects;
+        for (address, old) in &subjects.removed {
+            self.replace(subject_elements(direction, *address, old), Vec::new());
+        }
+        for (address, old, new) in &subjects.changed {
+            let elements = |subject| subject_elements(direction, *address, subject);
+            self.replace(elements(old), elements(new));
+        }
+        for (address, new) in &subjects.added {
+            self.replace(Vec::new(), subject_elements(direction, *address, new));
+        }
+        let gates = diff.gates.removed.iter().map(|(id, old)| (id, Some(old), None));
+        let gates = gates.chain(diff.gates.changed.iter().map(|(id, old, new)| (id, Some(old), Some(new))));
+        let gates = gates.chain(diff.gates.added.iter().map(|(id, new)| (id, None, Some(new))));
+        for (id, old, new) in gates {
+            // A gate's sets come and go with it, whether they have elements or not.
+            for set in old.into_iter().chain(new).flat_map(|gate| gate_sets(direction, *id, gate)) {
+                self.set(set);
+            }
+            let blocks = |gate| block_elements(direction, *id, gate).collect();
+            self.replace(
+                old.map_or_else(Vec::new, |gate| blocks(gate)),
+                new.map_or_else(Vec::new, |gate| blocks(gate)),
+            );
+        }
+        for (old, new, peer) in changes_of_peers(from, to, diff) {
+            for gate in old.difference(&new) {
+                let (set, element) = member(direction, *gate, peer);
+                self.set(set).removed.push(element);
+            }
+            for gate in new.difference(&old) {
+                let (set, element) = member(direction, *gate, peer);
+                self.set(set).added.push(element);
+            }
+        }
+    }
+
+    /// Subjects of whichever direction that come or go.
+    fn themselves(&mut self, diff: &SideDiff, from: &Program, to: &Program) {
+        let is_subject = |program: &Program, address: &IpAddr| {
+            Direction::ALL.into_iter().any(|direction| program.side(direction).subjects.contains_key(address))
+        };
+        for (address, _) in diff.subjects.removed.iter().chain(&diff.subjects.added) {
+            let (set, element) = itself(*address);
+            let change = self.set(set);
+            match (is_subject(from, address), is_subject(to, address)) {
+                // Both directions can tell of the same address.
+                (true, false) if !change.removed.contains(&element) => change.removed.push(element),
+                (false, true) if !change.added.contains(&element) => change.added.push(element),
+                _ => {}
+            }
+        }
+    }
+
+    /// Elements of one thing that takes the place of another; what both have stays.
+    fn replace(&mut self, old: Vec<(SetName, Element)>, new: Vec<(SetName, Element)>) {
+        let (old, new): (BTreeSet<_>, BTreeSet<_>) = (old.into_iter().collect(), new.into_iter().collect());
+        for (set, element) in old.difference(&new) {
+            self.set(*set).removed.push(element.clone());
+        }
+        for (set, element) in new.difference(&old) {
+            self.set(*set).added.push(element.clone());
+        }
+    }
+
+    fn set(&mut self, set: SetName) -> &mut SetChange {
+        self.0.entry(set).or_default()
+    }
+}

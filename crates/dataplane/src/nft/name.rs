@@ -1,0 +1,213 @@
+//! The names of our sets and chains in the kernel.
+//!
+//! Names are made of what the compiler says, never of text that users wrote: they are at most 60 characters of
+//! `[a-z0-9_]`, and two different things never share one.
+
+use std::fmt;
+
+use ringfence_compile::GateId;
+use ringfence_model::{Direction, Family};
+
+/// The table, of family `inet`. Everything in it is ours; a table of that name in another family is not.
+pub const TABLE: &str = "ringfence";
+
+/// The hooks our base chains sit on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// Packets the node routes: between pods, and between pods and the world.
+    Forward,
+    /// Packets of the node's own processes.
+    Output,
+}
+
+impl Hook {
+    /// Both.
+    pub const ALL: [Hook; 2] = [Hook::Forward, Hook::Output];
+
+    /// The name of the base chain, and of the hook in nft's language.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Hook::Forward => "forward",
+            Hook::Output => "output",
+        }
+    }
+
+    /// `enum nf_inet_hooks` of `linux/netfilter.h`.
+    pub fn number(self) -> u32 {
+        match self {
+            Hook::Forward => 2,
+            Hook::Output => 3,
+        }
+    }
+}
+
+/// A chain of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ChainName {
+    /// A base chain: what is never judged leaves here.
+    Base(Hook),
+    /// Asks both directions, one after the other.
+    Judge,
+    /// The packet's subject is isolated in this direction: finds the gate of its port. Returns when anyone may pass.
+    Side(Direction, Family),
+    /// Who may pass a gate, in both families. Returns for those.
+    Gate(Direction, GateId),
+    /// Refuses.
+    Deny(Direction),
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChainName::Base(hook) => f.write_str(hook.as_str()),
+            ChainName::Judge => f.write_str("judge"),
+            ChainName::Side(direction, family) => write!(f, "{}{}", short(*direction), digit(*family)),
+            ChainName::Gate(direction, id) => write!(f, "{}_g_{id}", short(*direction)),
+            ChainName::Deny(direction) => write!(f, "{}_deny", short(*direction)),
+        }
+    }
+}
+
+/// A set or map of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SetName {
+    /// The direction it is about.
+    pub direction: Direction,
+    /// The family of the addresses in it.
+    pub family: Family,
+    /// What it holds.
+    pub content: Content,
+}
+
+/// What a set holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Content {
+    /// Addresses of the isolated local pods.
+    Subjects,
+    /// Pairs of an isolated local pod's address with itself, of either direction.
+    Itself,
+    /// Whom the subjects admit: to a gate, or back for anyone.
+    Ports(Shape),
+    /// Who may pass a gate.
+    Gate(GateId, Members),
+    /// Every packet, while this epoch lasts.
+    Epoch(Epoch),
+}
+
+/// One of two names that take turns, see [`Rule::DropIfOutdated`](super::Rule::DropIfOutdated).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Epoch {
+    /// After everything was written anew.
+    #[default]
+    A,
+    /// The other one.
+    B,
+}
+
+impl Epoch {
+    /// The other one.
+    pub fn next(self) -> Epoch {
+        match self {
+            Epoch::A => Epoch::B,
+            Epoch::B => Epoch::A,
+        }
+    }
+}
+
+/// How a map goes by ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Shape {
+    /// Local address, protocol, port; a hash map.
+    Ports,
+    /// Local address, protocol, range of ports; a concatenated interval map, which the kernel looks up more slowly.
+    Ranges,
+    /// Local address: ports that the other two do not know, and traffic without ports.
+    Rest,
+}
+
+impl Shape {
+    /// All, in the order they are asked.
+    pub const ALL: [Shape; 3] = [Shape::Ports, Shape::Ranges, Shape::Rest];
+}
+
+/// How a set knows peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Members {
+    /// Addresses of pods; a hash set.
+    Pods,
+    /// Address ranges; an interval set.
+    Blocks,
+}
+
+impl fmt::Display for SetName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // These two are not about a direction.
+        match self.content {
+            Content::Itself => return write!(f, "self{}", digit(self.family)),
+            Content::Epoch(Epoch::A) => return f.write_str("epoch_a"),
+            Content::Epoch(Epoch::B) => return f.write_str("epoch_b"),
+            _ => {}
+        }
+        write!(f, "{}{}_", short(self.direction), digit(self.family))?;
+        match self.content {
+            Content::Subjects => f.write_str("pods"),
+            Content::Itself | Content::Epoch(_) => Ok(()),
+            Content::Ports(Shape::Ports) => f.write_str("ports"),
+            Content::Ports(Shape::Ranges) => f.write_str("ranges"),
+            Content::Ports(Shape::Rest) => f.write_str("rest"),
+            Content::Gate(id, Members::Pods) => write!(f, "p_{id}"),
+            Content::Gate(id, Members::Blocks) => write!(f, "b_{id}"),
+        }
+    }
+}
+
+impl SetName {
+    /// The set of an epoch.
+    pub fn of_epoch(epoch: Epoch) -> SetName {
+        SetName { direction: Direction::Ingress, family: Family::V4, content: Content::Epoch(epoch) }
+    }
+
+    /// A comment for administrators: what the set holds.
+    pub fn comment(&self) -> String {
+        let direction = self.direction;
+        let what = match self.content {
+            Content::Subjects => "isolated pods",
+            Content::Itself => return "isolated pods to themselves".to_owned(),
+            Content::Epoch(_) => return "every packet, until the next change of rules".to_owned(),
+            Content::Ports(Shape::Ports) => "gate of each open port",
+            Content::Ports(Shape::Ranges) => "gate of each open port range",
+            Content::Ports(Shape::Rest) => "gate of all other ports and protocols",
+            Content::Gate(_, Members::Pods) => "pods that pass the gate",
+            Content::Gate(_, Members::Blocks) => "addresses that pass the gate",
+        };
+        format!("{direction}: {what}")
+    }
+}
+
+impl ChainName {
+    /// A comment for administrators: what the chain decides.
+    pub fn comment(&self) -> String {
+        match self {
+            ChainName::Base(Hook::Forward) => "routed packets".to_owned(),
+            ChainName::Base(Hook::Output) => "packets of this node".to_owned(),
+            ChainName::Judge => "returns what both directions allow".to_owned(),
+            ChainName::Side(direction, _) => format!("{direction} of isolated pods"),
+            ChainName::Gate(direction, _) => format!("{direction}: a gate, returns for those who pass"),
+            ChainName::Deny(direction) => format!("{direction}: refused"),
+        }
+    }
+}
+
+fn short(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "in",
+        Direction::Egress => "eg",
+    }
+}
+
+fn digit(family: Family) -> char {
+    match family {
+        Family::V4 => '4',
+        Family::V6 => '6',
+    }
+}

@@ -1,0 +1,218 @@
+//! A program as lines of text, one line for each entry: for dumps, and for tests whose programs are data.
+//!
+//! ```text
+//! node-address 192.0.2.1
+//! ingress pod 10.0.0.1 default/web-0
+//! ingress port 10.0.0.1 TCP/80 1f
+//! ingress port 10.0.0.1 UDP/1000-2000 anyone
+//! ingress port 10.0.0.1 rest 1f
+//! ingress gate 1f v4,pods default/[app=web]; 10.1.0.0/16
+//! ingress block 1f 10.1.0.0-10.1.255.255
+//! ingress class 2 1f,20
+//! ingress peer 10.9.0.1 2
+//! ```
+//!
+//! Names of gates and classes are hexadecimal. What follows a gate's flags is its origin. A pod comes before its ports, a
+//! gate before its blocks.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ringfence_compile::{Admission, ClassId, Gate, GateId, PortTable, Program, ProtocolRange, Side, Subject};
+use ringfence_model::{AddressRange, Direction, PortRange, Protocol};
+
+/// A line that says nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line}: not an entry of a program: {text:?}")]
+pub struct NotationError {
+    /// Counted from 1.
+    pub line: usize,
+    /// The line.
+    pub text: String,
+}
+
+/// Writes a program down. The generation and the node's name are left out.
+pub fn print(program: &Program) -> String {
+    let mut lines = String::new();
+    for address in &program.node_addresses {
+        line(&mut lines, format_args!("node-address {address}"));
+    }
+    for direction in Direction::ALL {
+        let side = program.side(direction);
+        for (address, subject) in &side.subjects {
+            line(&mut lines, format_args!("{direction} pod {address} {}", subject.pod));
+            for (range, admission) in subject.ports.segments() {
+                line(&mut lines, format_args!("{direction} port {address} {range} {}", shown(*admission)));
+            }
+            if let Some(admission) = subject.ports.rest() {
+                line(&mut lines, format_args!("{direction} port {address} rest {}", shown(admission)));
+            }
+        }
+        for (id, gate) in &side.gates {
+            let flags = [("v4", gate.v4), ("v6", gate.v6), ("pods", gate.selects_pods)];
+            let flags: Vec<&str> = flags.into_iter().filter_map(|(name, set)| set.then_some(name)).collect();
+            line(&mut lines, format_args!("{direction} gate {:x} {} {}", id.0, flags.join(","), gate.origin));
+            for range in &gate.blocks {
+                line(&mut lines, format_args!("{direction} block {:x} {range}", id.0));
+            }
+        }
+        for (id, gates) in &side.classes {
+            let gates: Vec<String> = gates.iter().map(|gate| format!("{:x}", gate.0)).collect();
+            line(&mut lines, format_args!("{direction} class {:x} {}", id.0, gates.join(",")));
+        }
+        for (address, id) in &side.peers {
+            line(&mut lines, format_args!("{direction} peer {address} {:x}", id.0));
+        }
+    }
+    lines
+}
+
+fn shown(admission: Admission) -> String {
+    match admission {
+        Admission::Anyone => "anyone".to_owned(),
+        Admission::Gate(id) => format!("{:x}", id.0),
+    }
+}
+
+fn line(lines: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(lines, "{}", text.to_string().trim_end());
+}
+
+/// Reads a program; blank lines are skipped. Its generation is 0.
+///
+/// # Errors
+/// The first line that is no entry.
+pub fn parse(node: &str, text: &str) -> Result<Program, NotationError> {
+    let mut program = Program::empty(Arc::from(node));
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if !line.is_empty() && entry(&mut program, line).is_none() {
+            return Err(NotationError { line: index + 1, text: line.to_owned() });
+        }
+    }
+    Ok(program)
+}
+
+fn entry(program: &mut Program, line: &str) -> Option<()> {
+    let (first, rest) = line.split_once(' ')?;
+    let side = match first {
+        "node-address" => {
+            program.node_addresses.insert(rest.parse().ok()?);
+            return Some(());
+        }
+        "ingress" => &mut program.ingress,
+        "egress" => &mut program.egress,
+        _ => return None,
+    };
+    let (what, rest) = rest.split_once(' ')?;
+    let (key, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+    match what {
+        "pod" => {
+            let subject = Subject { pod: Arc::from(rest), ports: Arc::new(PortTable::default()) };
+            side.subjects.insert(key.parse().ok()?, subject);
+        }
+        "port" => port(side, key.parse().ok()?, rest)?,
+        "gate" => {
+            let (flags, origin) = rest.split_once(' ').unwrap_or((rest, ""));
+            let mut gate =
+                Gate { v4: false, v6: false, selects_pods: false, blocks: Vec::new(), origin: Arc::from(origin) };
+            for flag in flags.split(',') {
+                match flag {
+                    "v4" => gate.v4 = true,
+                    "v6" => gate.v6 = true,
+                    "pods" => gate.selects_pods = true,
+                    _ => return None,
+                }
+            }
+            side.gates.insert(GateId(name(key)?), Arc::new(gate));
+        }
+        "block" => {
+            let (first, last) = range::<IpAddr>(rest)?;
+            let gate = Arc::make_mut(side.gates.get_mut(&GateId(name(key)?))?);
+            gate.blocks.push(AddressRange { first, last });
+        }
+        "class" => {
+            let gates: Option<BTreeSet<GateId>> = rest.split(',').map(|gate| name(gate).map(GateId)).collect();
+            side.classes.insert(ClassId(name(key)?), Arc::new(gates?));
+        }
+        "peer" => {
+            side.peers.insert(key.parse().ok()?, ClassId(name(rest)?));
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn port(side: &mut Side, address: IpAddr, rest: &str) -> Option<()> {
+    let (ports, admission) = rest.split_once(' ')?;
+    let admission = match admission {
+        "anyone" => Admission::Anyone,
+        gate => Admission::Gate(GateId(name(gate)?)),
+    };
+    let subject = side.subjects.get_mut(&address)?;
+    let (mut segments, mut everywhere) = (subject.ports.segments().to_vec(), subject.ports.rest());
+    match ports {
+        "rest" => everywhere = Some(admission),
+        ports => segments.push((protocol_range(ports)?, admission)),
+    }
+    subject.ports = Arc::new(PortTable::of(segments, everywhere));
+    Some(())
+}
+
+fn name(text: &str) -> Option<u128> {
+    u128::from_str_radix(text, 16).ok()
+}
+
+fn protocol_range(text: &str) -> Option<ProtocolRange> {
+    let (protocol, ports) = text.split_once('/')?;
+    let protocol = Protocol::ALL.into_iter().find(|known| known.as_str() == protocol)?;
+    let ports = match ports {
+        "*" => PortRange::ALL,
+        ports => {
+            let (first, last) = range::<u16>(ports)?;
+            PortRange { first, last }
+        }
+    };
+    Some(ProtocolRange { protocol, ports })
+}
+
+/// `first-last`, or one value that is both.
+fn range<T: FromStr + Copy + PartialOrd>(text: &str) -> Option<(T, T)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some((first, last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_reads_the_same() {
+        let text = "node-address 192.0.2.1\n\
+            ingress pod 10.0.0.1 default/web-0\n\
+            ingress port 10.0.0.1 TCP/80 1f\n\
+            ingress port 10.0.0.1 UDP/1000-2000 anyone\n\
+            ingress port 10.0.0.1 rest 20\n\
+            ingress gate 1f v4,pods default/[app=web]; 10.1.0.0/16\n\
+            ingress block 1f 10.1.0.0-10.1.255.255\n\
+            ingress gate 20 v4,v6\n\
+            ingress class 2 1f,20\n\
+            ingress peer 10.9.0.1 2\n";
+        assert_eq!(print(&parse("node", text).unwrap()), text);
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_line() {
+        for line in
+            ["ingress", "ingress pod", "ingress port 10.0.0.1 TCP/80 1", "egress gate 1 v5", "egress block 1 10.0.0.1"]
+        {
+            let error = parse("node", &format!("\n{line}")).unwrap_err();
+            assert_eq!((error.line, error.text.as_str()), (2, line));
+        }
+    }
+}
