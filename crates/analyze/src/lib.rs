@@ -1,0 +1,8 @@
+//! Who can reach whom, and how to show it.
+
+mod matrix;
+mod placement;
+pub mod render;
+
+pub use matrix::{Cell, End, EndKind, Matrix, Path, compile_nodes, ends};
+pub use placement::{Placed, PlacementError, PlacementOptions, place};

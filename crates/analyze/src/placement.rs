@@ -1,0 +1,241 @@
+//! Manifests say little about where pods are. This gives every pod the node and the addresses it needs to exist.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use ringfence_model::{ExternalHost, Family, Node, Object, Phase, Pod};
+
+/// Where pods without an address get one when neither the options nor their node say so.
+const DEFAULT_POD_CIDR: &str = "10.244.0.0/16";
+/// Where nodes without an address get one: the documentation ranges, so that no policy means them by accident.
+const NODE_CIDRS: [&str; 2] = ["192.0.2.0/24", "2001:db8:ffff::/64"];
+/// The node of pods that name none when the input has no node.
+const DEFAULT_NODE: &str = "node-1";
+
+/// How [`place`] fills the gaps.
+#[derive(Clone, Debug, Default)]
+pub struct PlacementOptions {
+    /// Ranges for pods without an address, one of each family wanted. Empty: the node's `podCIDRs`, or 10.244.0.0/16.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Put every pod on one node, whatever it says itself.
+    pub single_node: bool,
+}
+
+/// What [`place`] did that a user may want to know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placed {
+    /// Sentences for people.
+    pub notes: Vec<String>,
+}
+
+/// Why pods could not be placed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlacementError {
+    /// Two ends with one address: no packet could tell them apart.
+    #[error("{first} and {second} both have the address {address}: give one of them another (or none, to get one)")]
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// Who has it first.
+        first: String,
+        /// Who has it too.
+        second: String,
+    },
+    /// A range without free addresses.
+    #[error("the range {cidr} has no address left for {wanted_for}: choose a larger one")]
+    RangeFull {
+        /// The range.
+        cidr: IpNet,
+        /// Who came too late.
+        wanted_for: String,
+    },
+}
+
+/// Gives every live pod a node and addresses, every node addresses; drops finished pods. Deterministic: the same
+/// objects get the same addresses, in the order of their names.
+///
+/// # Errors
+/// See [`PlacementError`].
+pub fn place(
+    objects: &mut Vec<Object>,
+    externals: &[ExternalHost],
+    options: &PlacementOptions,
+) -> Result<Placed, PlacementError> {
+    let mut placed = Placed::default();
+    let finished = objects.len();
+    objects.retain(|object| !matches!(object, Object::Pod(pod) if pod.phase == Phase::Finished));
+    if objects.len() < finished {
+        placed.notes.push(format!("left out: {} finished", count(finished - objects.len(), "pod")));
+    }
+    let mut pods: Vec<Pod> = Vec::new();
+    let mut nodes: BTreeMap<Arc<str>, Node> = BTreeMap::new();
+    for object in std::mem::take(objects) {
+        match object {
+            Object::Pod(pod) => pods.push(pod),
+            Object::Node(node) => {
+                nodes.insert(node.name.clone(), node);
+            }
+            other => objects.push(other),
+        }
+    }
+    pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    assign_nodes(&mut pods, &mut nodes, options, &mut placed);
+    learn_node_addresses(&pods, &mut nodes);
+
+    let mut taken = Taken::default();
+    for external in externals {
+        taken.claim(&external.addresses, &format!("external host {}", external.name))?;
+    }
+    for node in nodes.values() {
+        taken.claim(&node.addresses, &format!("node {}", node.name))?;
+    }
+    for pod in pods.iter().filter(|pod| !pod.host_network) {
+        taken.claim(&pod.addresses, &format!("pod {pod}"))?;
+    }
+    for pod in pods.iter_mut().filter(|pod| pod.addresses.is_empty() && !pod.host_network) {
+        for cidr in pod_cidrs(pod, &nodes, options) {
+            pod.addresses.push(taken.allocate(cidr, &format!("pod {pod}"))?);
+        }
+    }
+    address_nodes(&mut nodes, &pods, externals, &mut taken)?;
+    for pod in pods.iter_mut().filter(|pod| pod.host_network) {
+        if let Some(node) = pod.node.as_ref().and_then(|node| nodes.get(node)) {
+            pod.addresses.clone_from(&node.addresses);
+        }
+    }
+    objects.extend(nodes.into_values().map(Object::Node));
+    objects.extend(pods.into_iter().map(Object::Pod));
+    Ok(placed)
+}
+
+fn assign_nodes(
+    pods: &mut [Pod],
+    nodes: &mut BTreeMap<Arc<str>, Node>,
+    options: &PlacementOptions,
+    placed: &mut Placed,
+) {
+    let named: BTreeSet<Arc<str>> = pods.iter().filter_map(|pod| pod.node.clone()).collect();
+    for name in &named {
+        nodes.entry(name.clone()).or_insert_with(|| node_named(name.clone()));
+    }
+    let first = nodes.keys().next().cloned().unwrap_or_else(|| DEFAULT_NODE.into());
+    nodes.entry(first.clone()).or_insert_with(|| node_named(first.clone()));
+    for pod in pods {
+        if pod.node.is_none() || options.single_node {
+            pod.node = Some(first.clone());
+        }
+    }
+    if options.single_node && nodes.len() > 1 {
+        placed.notes.push(format!("all pods run on one node, {first}, though the input has {} nodes", nodes.len()));
+        nodes.retain(|name, _| *name == first);
+    }
+}
+
+/// A pod on its node's network has the node's addresses. Where the input does not have the node, they tell.
+fn learn_node_addresses(pods: &[Pod], nodes: &mut BTreeMap<Arc<str>, Node>) {
+    let unknown: BTreeSet<Arc<str>> =
+        nodes.values().filter(|node| node.addresses.is_empty()).map(|node| node.name.clone()).collect();
+    for pod in pods.iter().filter(|pod| pod.host_network) {
+        let node = pod.node.as_ref().filter(|node| unknown.contains(*node)).and_then(|node| nodes.get_mut(node));
+        let Some(node) = node else { continue };
+        for address in &pod.addresses {
+            if !node.addresses.contains(address) {
+                node.addresses.push(*address);
+            }
+        }
+    }
+}
+
+fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+fn node_named(name: Arc<str>) -> Node {
+    Node { name, addresses: Vec::new(), pod_cidrs: Vec::new() }
+}
+
+fn pod_cidrs(pod: &Pod, nodes: &BTreeMap<Arc<str>, Node>, options: &PlacementOptions) -> Vec<IpNet> {
+    if !options.pod_cidrs.is_empty() {
+        return options.pod_cidrs.clone();
+    }
+    match pod.node.as_ref().and_then(|node| nodes.get(node)) {
+        Some(node) if !node.pod_cidrs.is_empty() => node.pod_cidrs.clone(),
+        _ => DEFAULT_POD_CIDR.parse().into_iter().collect(),
+    }
+}
+
+/// A node needs an address of every family that is spoken in the cluster.
+fn address_nodes(
+    nodes: &mut BTreeMap<Arc<str>, Node>,
+    pods: &[Pod],
+    externals: &[ExternalHost],
+    taken: &mut Taken,
+) -> Result<(), PlacementError> {
+    let pods = pods.iter().flat_map(|pod| &pod.addresses);
+    let mut spoken: BTreeSet<Family> =
+        pods.chain(externals.iter().flat_map(|e| &e.addresses)).map(|a| Family::of(*a)).collect();
+    if spoken.is_empty() {
+        spoken.insert(Family::V4);
+    }
+    for node in nodes.values_mut() {
+        let has: BTreeSet<Family> = node.addresses.iter().map(|a| Family::of(*a)).collect();
+        for cidr in NODE_CIDRS.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()) {
+            let family = Family::of(cidr.addr());
+            if spoken.contains(&family) && !has.contains(&family) {
+                node.addresses.push(taken.allocate(cidr, &format!("node {}", node.name))?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Addresses in use, and where to look for the next free one of a range.
+#[derive(Default)]
+struct Taken {
+    by: BTreeMap<IpAddr, String>,
+    next: BTreeMap<IpNet, u128>,
+}
+
+impl Taken {
+    fn claim(&mut self, addresses: &[IpAddr], who: &str) -> Result<(), PlacementError> {
+        for address in addresses {
+            if let Some(first) = self.by.insert(*address, who.to_owned())
+                && first != who
+            {
+                return Err(PlacementError::AddressTaken { address: *address, first, second: who.to_owned() });
+            }
+        }
+        Ok(())
+    }
+
+    /// The next free address. The first two and the last one of a range are left to the network and its gateway.
+    fn allocate(&mut self, cidr: IpNet, who: &str) -> Result<IpAddr, PlacementError> {
+        let (first, last) = (to_bits(cidr.network()), to_bits(cidr.broadcast()));
+        let next = self.next.entry(cidr).or_insert(first.saturating_add(2));
+        while *next < last {
+            let address = from_bits(*next, cidr.addr());
+            *next += 1;
+            if let std::collections::btree_map::Entry::Vacant(free) = self.by.entry(address) {
+                free.insert(who.to_owned());
+                return Ok(address);
+            }
+        }
+        Err(PlacementError::RangeFull { cidr, wanted_for: who.to_owned() })
+    }
+}
+
+fn to_bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    }
+}
+
+fn from_bits(bits: u128, like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => IpAddr::V4(u32::try_from(bits).unwrap_or(u32::MAX).into()),
+        IpAddr::V6(_) => IpAddr::V6(bits.into()),
+    }
+}
