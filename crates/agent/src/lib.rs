@@ -1,0 +1,115 @@
+//! The agent of one node: takes changes of the cluster, keeps the node's packet filter true to them.
+//!
+//! This is the loop without its sources and without a clock: the caller says what changed and when to synchronise. The
+//! lab drives it with manifests.
+
+use std::sync::Arc;
+
+use ringfence_compile::{Cluster, NodeCompiler, Program, Touched, UnsupportedTier};
+use ringfence_dataplane::{ApplyError, Backend, Outcome, Reconciler};
+use ringfence_model::{Object, ObjectKey};
+
+/// One change of the cluster, as a source reports it.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a change is handled at once, never stored in bulk")]
+pub enum Change {
+    /// The complete state; what is not in it is gone.
+    Reset(Vec<Object>),
+    /// An object is new or has changed.
+    Apply(Object),
+    /// An object is gone.
+    Delete(ObjectKey),
+}
+
+/// Why the packet filter could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// There was no complete state yet. What an earlier run left in the kernel stays in force.
+    #[error("no complete state of the cluster has been received yet")]
+    NotReady,
+    /// The backend failed. What the kernel had stays in force, and the next attempt writes everything.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+}
+
+/// The agent of one node.
+pub struct Agent<B> {
+    cluster: Cluster,
+    compiler: NodeCompiler,
+    /// What changed since the last program.
+    touched: Touched,
+    /// A complete state has arrived: nothing is programmed before.
+    ready: bool,
+    program: Option<Program>,
+    reconciler: Reconciler<B>,
+}
+
+impl<B: Backend> Agent<B> {
+    /// An agent that has seen nothing and programmed nothing.
+    pub fn new(node: Arc<str>, backend: B) -> Agent<B> {
+        Agent {
+            cluster: Cluster::new(),
+            compiler: NodeCompiler::new(node),
+            touched: Touched::default(),
+            ready: false,
+            program: None,
+            reconciler: Reconciler::new(backend),
+        }
+    }
+
+    /// Takes note of a change. The kernel hears of it with the next [`Agent::sync`].
+    ///
+    /// # Errors
+    /// A policy of a tier that is not supported; the state is as before.
+    pub fn change(&mut self, change: Change) -> Result<(), UnsupportedTier> {
+        match change {
+            Change::Reset(objects) => {
+                self.cluster.reset(objects, &mut self.touched)?;
+                self.ready = true;
+            }
+            Change::Apply(object) => self.cluster.apply(object, &mut self.touched)?,
+            Change::Delete(key) => self.cluster.delete(&key, &mut self.touched),
+        }
+        Ok(())
+    }
+
+    /// Compiles what changed and writes the difference into the kernel, as one transaction. Cheap when nothing changed.
+    ///
+    /// # Errors
+    /// See [`SyncError`]. A later call tries again.
+    pub fn sync(&mut self) -> Result<Outcome, SyncError> {
+        if !self.ready {
+            return Err(SyncError::NotReady);
+        }
+        let program = match self.program.take() {
+            Some(program) if self.touched.is_empty() => program,
+            _ => self.compiler.compile(&self.cluster, &std::mem::take(&mut self.touched)),
+        };
+        let outcome = self.reconciler.apply(&program);
+        self.program = Some(program);
+        Ok(outcome?)
+    }
+
+    /// The program last compiled.
+    pub fn program(&self) -> Option<&Program> {
+        self.program.as_ref()
+    }
+
+    /// The backend, to ask it what it holds.
+    pub fn backend(&self) -> &B {
+        self.reconciler.backend()
+    }
+
+    /// The backend, to do things behind the agent's back.
+    pub fn backend_mut(&mut self) -> &mut B {
+        self.reconciler.backend_mut()
+    }
+
+    /// Takes everything of ours out of the kernel.
+    ///
+    /// # Errors
+    /// What the backend reports.
+    pub fn cleanup(&mut self) -> Result<(), ApplyError> {
+        self.reconciler.cleanup()
+    }
+}
