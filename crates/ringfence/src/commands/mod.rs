@@ -1,0 +1,30 @@
+//! One module a command: read, ask the library, print.
+
+mod cleanup;
+mod lab;
+mod matrix;
+mod render;
+
+use std::process::ExitCode;
+
+use crate::args::{Args, Command, LabCommand};
+use crate::output::{Failure, Messages};
+
+/// Runs what the command line asks for.
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let messages = Messages::new(args.color);
+    match &args.command {
+        Command::Matrix { input, output } => matrix::run(input, *output, args.color, &messages),
+        Command::Lab(LabCommand::Run { input, backend, output, keep }) => {
+            lab::run(input, *backend, *output, *keep, args.color, &messages)
+        }
+        Command::Lab(LabCommand::Exec { end, lab, command }) => lab::exec(end, *lab, command),
+        Command::Render { input, node, backend } => render::run(input, node.as_deref(), *backend, &messages),
+        Command::Cleanup { backend } => cleanup::run(*backend),
+    }
+}
+
+/// 0, or 1 when something was found.
+fn exit_code(findings: bool) -> ExitCode {
+    ExitCode::from(u8::from(findings))
+}

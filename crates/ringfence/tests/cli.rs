@@ -1,0 +1,273 @@
+//! The command line as scripts see it: output, messages, exit codes.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn ringfence(arguments: &[&str]) -> Output {
+    with_input(arguments, b"")
+}
+
+fn with_input(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringfence"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that refuses its arguments does not read.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap()
+}
+
+fn example(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples").join(name).to_str().unwrap().to_owned()
+}
+
+/// A folder of its own for one test, removed at its end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("ringfence-cli-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    fn file(&self, name: &str, text: &[u8]) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", errors(output)))
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+const PODS: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec: {containers: [{name: c, ports: [{containerPort: 80}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db, labels: {app: db}}
+spec: {containers: [{name: c, ports: [{containerPort: 5432}]}]}
+";
+
+#[test]
+fn the_json_of_a_matrix_is_the_contract() {
+    let output = ringfence(&["matrix", &example("three-layers"), "-o", "json"]);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    let document = json(&output);
+    assert_eq!(keys(&document), ["cells", "pods"]);
+    assert_eq!(document["pods"].as_array().unwrap().len(), 6);
+    for pod in document["pods"].as_array().unwrap() {
+        assert_eq!(keys(pod), ["ips", "name", "namespace", "node"]);
+        assert_eq!(pod["node"], "node-1");
+    }
+    assert_eq!(document["pods"][0]["name"], "busybox1-0");
+    let cells = document["cells"].as_array().unwrap();
+    assert_eq!(cells.len(), 6 * 5);
+    for cell in cells {
+        assert_eq!(keys(cell), ["allowed", "egress", "from", "ingress", "measured", "port", "protocol", "to"]);
+        assert_ne!(cell["from"], cell["to"]);
+        assert!(cell["measured"].is_null());
+        assert_eq!((&cell["protocol"], &cell["port"]), (&Value::from("TCP"), &Value::from(80)));
+    }
+}
+
+#[test]
+fn the_json_of_a_lab_is_the_same_with_measurements() {
+    let output = ringfence(&["lab", "run", &example("three-layers"), "-o", "json"]);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    let mut measured = json(&output);
+    for cell in measured["cells"].as_array_mut().unwrap() {
+        assert_eq!(cell["measured"], cell["allowed"]);
+        cell["measured"] = Value::Null;
+    }
+    let computed = ringfence(&["matrix", &example("three-layers"), "-o", "json"]);
+    assert_eq!(measured, json(&computed));
+}
+
+#[test]
+fn external_hosts_are_ends_by_their_address() {
+    let document = json(&ringfence(&["matrix", &example("allow-external"), "-o", "json"]));
+    assert_eq!(keys(&document), ["cells", "externals", "pods"]);
+    assert_eq!(document["externals"], serde_json::json!([{"name": "internet", "ips": ["203.0.113.10"]}]));
+    assert!(document["cells"].as_array().unwrap().iter().any(|cell| cell["from"] == "203.0.113.10"));
+}
+
+#[test]
+fn standard_input_is_a_path() {
+    let output = with_input(&["matrix", "-", "-o", "csv"], PODS.as_bytes());
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("from,to,protocol,port,egress,ingress,allowed,measured\n"), "{text}");
+    assert!(text.contains("default/db,default/web,TCP,80,true,true,true,\n"), "{text}");
+}
+
+#[test]
+fn tables_have_colours_only_when_asked() {
+    let plain = with_input(&["matrix", "-"], PODS.as_bytes());
+    assert!(!plain.stdout.contains(&0x1b));
+    let colored = with_input(&["matrix", "-", "--color", "always"], PODS.as_bytes());
+    assert!(colored.stdout.contains(&0x1b));
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ringfence"))
+        .args(["matrix", &example("three-layers"), "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((code(&output), errors(&output)), (0, String::new()));
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    for arguments in [
+        &["matrix"][..],
+        &["nonsense"],
+        &["matrix", "/nowhere/at/all.yaml"],
+        &["matrix", &example("three-layers"), "-o", "nonsense"],
+        &["render", &example("three-layers"), "--node", "no-such-node"],
+        &["lab", "exec", "default/web", "--lab", "1", "--", "true"],
+    ] {
+        let output = ringfence(arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}");
+        assert!(!errors(&output).is_empty(), "{arguments:?}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_folder_without_manifests_is_2() {
+    let folder = Folder::new("empty");
+    folder.file("README.md", b"nothing here");
+    let output = ringfence(&["matrix", folder.0.to_str().unwrap()]);
+    assert_eq!(code(&output), 2);
+    assert!(errors(&output).contains("no .yaml, .yml or .json file in"), "{}", errors(&output));
+}
+
+#[test]
+fn an_invalid_policy_fails_closed_and_weakens_no_other() {
+    let policies = "
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: typo}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress:
+    - ports: [{protocol: tcp, port: 80}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: sound}
+spec:
+  podSelector: {matchLabels: {app: db}}
+  ingress:
+    - ports: [{port: 5432}]
+";
+    let folder = Folder::new("typo");
+    let path = folder.file("all.yaml", format!("{PODS}{policies}").as_bytes());
+    for command in [&["matrix"][..], &["lab", "run"]] {
+        let output = ringfence(&[command, &[&path, "-o", "json"]].concat());
+        assert_eq!(code(&output), 1, "{}", errors(&output));
+        assert!(errors(&output).contains("all.yaml:19:"), "{}", errors(&output));
+        assert!(errors(&output).contains("spec.ingress[0].ports[0].protocol"), "{}", errors(&output));
+        let document = json(&output);
+        let allowed = |to: &str| {
+            let cells = document["cells"].as_array().unwrap();
+            cells.iter().find(|cell| cell["to"] == to).unwrap()["allowed"].as_bool().unwrap()
+        };
+        assert!(!allowed("default/web"));
+        assert!(allowed("default/db"));
+    }
+}
+
+#[test]
+fn what_cannot_be_read_has_no_answer() {
+    let folder = Folder::new("junk");
+    let pods = folder.file("pods.yaml", PODS.as_bytes());
+    let bombs: Vec<String> =
+        (1..30).map(|i| format!("a{i}: &a{i} [{}]\n", format!("*a{}, ", i - 1).repeat(9))).collect();
+    for (name, junk) in [
+        ("junk.yaml", b"\x00\x01\xff\xfe binary \x80".to_vec()),
+        ("syntax.yaml", b"kind: Pod\n  metadata: [\n".to_vec()),
+        ("deep.yaml", b"[".repeat(200_000)),
+        ("bomb.yaml", format!("a0: &a0 [x]\n{}", bombs.concat()).into_bytes()),
+        ("cut.json", b"{\"kind\": \"Pod\", \"metadata\": ".to_vec()),
+    ] {
+        let path = folder.file(name, &junk);
+        let output = ringfence(&["matrix", &pods, &path]);
+        assert_eq!(code(&output), 2, "{name}: {}", errors(&output));
+        assert!(errors(&output).contains(name), "{name}: {}", errors(&output));
+        assert!(output.stdout.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn a_file_larger_than_the_limit_is_refused_without_reading_it_all() {
+    let folder = Folder::new("large");
+    let path = folder.file("large.yaml", b"");
+    // Sparse: 100 MB that take no disk.
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(100 << 20).unwrap();
+    let output = ringfence(&["matrix", &path]);
+    assert_eq!(code(&output), 2);
+    assert!(errors(&output).contains("large.yaml"), "{}", errors(&output));
+}
+
+#[test]
+fn other_kinds_are_skipped_with_a_note() {
+    let text = format!("{PODS}---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: x}}\n");
+    let output = with_input(&["matrix", "-"], text.as_bytes());
+    assert_eq!(code(&output), 0);
+    assert!(errors(&output).contains("ConfigMap"), "{}", errors(&output));
+}
+
+#[test]
+fn rendered_programs_name_pods_and_classes() {
+    let output = ringfence(&["render", &example("or-peers")]);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("table inet ringfence"), "{text}");
+    assert!(text.contains("default/db"), "{text}");
+}
+
+#[test]
+fn a_lab_says_how_many_connections_it_tried() {
+    let output = with_input(&["lab", "run", "-"], PODS.as_bytes());
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("The two agree: 2 connections tried, 2 as expected."), "{text}");
+}
