@@ -1,0 +1,53 @@
+# One command each: `make demo` runs the main job, `make test` passes the tests. Both set up what they need.
+
+CARGO ?= cargo
+# The version is pinned so that a new release cannot turn an old commit red.
+CARGO_DENY_VERSION := 0.20.2
+
+.PHONY: help setup build demo test bench fuzz fuzz-smoke deny lint clean
+
+help:
+	@echo 'make demo        build, then run examples/three-layers with real packets in network namespaces'
+	@echo 'make test        set up, then run all tests (packet tests run in user namespaces)'
+	@echo 'make bench       what filtering costs and how fast it is programmed, measured on this machine'
+	@echo 'make lint        format check, clippy and docs with warnings denied'
+	@echo 'make fuzz        fuzz the parser and the compiler until stopped (FUZZ_SECONDS=n for n seconds each)'
+	@echo 'make deny        licences, bans and sources of all dependencies'
+
+# The binary needs no tool at run time. The tests ask the nft command to read back what was written.
+setup:
+	@./scripts/setup
+
+build:
+	$(CARGO) build --release --locked --bin ringfence
+
+demo:
+	$(CARGO) run --release --locked --quiet --bin ringfence -- lab run examples/three-layers
+
+test: setup
+	$(CARGO) test --workspace --locked
+
+bench:
+	$(CARGO) run --release --locked -p ringfence-bench
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+
+fuzz:
+	./scripts/fuzz parse $${FUZZ_SECONDS:-0}
+	./scripts/fuzz engine $${FUZZ_SECONDS:-0}
+
+fuzz-smoke:
+	./scripts/fuzz parse 20
+	./scripts/fuzz engine 20
+
+deny: target/tools/bin/cargo-deny
+	target/tools/bin/cargo-deny --locked check licenses bans sources
+
+target/tools/bin/cargo-deny:
+	$(CARGO) install cargo-deny --version $(CARGO_DENY_VERSION) --locked --root target/tools --target-dir target/tools/build
+
+clean:
+	$(CARGO) clean
