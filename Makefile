@@ -22,12 +22,12 @@ build:
 	$(CARGO) build --release --locked --bin ringfence
 
 demo:
-	$(CARGO) run --release --locked --quiet --bin ringfence -- lab run examples/three-layers
+	$(CARGO) run --release --locked --bin ringfence -- lab run examples/three-layers
 
 test: setup
 	$(CARGO) test --workspace --locked
 
-bench:
+bench: setup
 	$(CARGO) run --release --locked -p ringfence-bench
 
 lint:
