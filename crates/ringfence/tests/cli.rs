@@ -271,3 +271,53 @@ fn a_lab_says_how_many_connections_it_tried() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("The two agree: 2 connections tried, 2 as expected."), "{text}");
 }
+
+/// A pod on the host network is its node, and a node always reaches its own pods: on one node there is another answer.
+#[test]
+fn a_lab_tells_when_its_one_node_changes_a_verdict() {
+    let text = "
+apiVersion: v1
+kind: Pod
+metadata: {name: daemon}
+spec: {nodeName: w1, hostNetwork: true, containers: [{name: c, ports: [{containerPort: 9100}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec: {nodeName: w2, containers: [{name: c, ports: [{containerPort: 80}]}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: closed}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+";
+    let apart = with_input(&["matrix", "-", "-o", "csv"], text.as_bytes());
+    assert!(String::from_utf8(apart.stdout).unwrap().contains("default/daemon,default/web,TCP,80,true,false,false,"));
+    let together = with_input(&["lab", "run", "-", "-o", "json"], text.as_bytes());
+    assert_eq!(code(&together), 0, "{}", errors(&together));
+    assert!(errors(&together).contains("1 of the connections"), "{}", errors(&together));
+    assert!(errors(&together).contains("default/daemon -> default/web TCP/80"), "{}", errors(&together));
+}
+
+#[test]
+fn a_file_is_read_once_and_files_without_objects_are_skipped() {
+    let folder = Folder::new("chart");
+    let pods = folder.file("pods.yaml", PODS.as_bytes());
+    folder.file("values.yaml", b"image: nginx\nreplicas: 2\n");
+    let output = ringfence(&["matrix", &pods, folder.0.to_str().unwrap(), "-o", "csv"]);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    assert!(errors(&output).contains("values.yaml:1:1: note: skipped"), "{}", errors(&output));
+}
+
+#[test]
+fn labels_that_cannot_be_read_open_nothing() {
+    let folder = Folder::new("labels");
+    let pods = folder.file("pods.yaml", PODS.replace("{app: db}", "{app: true}").as_bytes());
+    let output = ringfence(&["matrix", &pods, "-o", "json"]);
+    assert_eq!(code(&output), 1, "{}", errors(&output));
+    assert!(errors(&output).contains("quote it"), "{}", errors(&output));
+    assert_eq!(json(&output)["pods"].as_array().unwrap().len(), 1, "the pod is left out");
+    let namespace =
+        folder.file("ns.yaml", b"{apiVersion: v1, kind: Namespace, metadata: {name: x, labels: {a: true}}}");
+    assert_eq!(code(&ringfence(&["matrix", &pods, &namespace])), 2);
+}
