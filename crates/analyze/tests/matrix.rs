@@ -82,6 +82,10 @@ fn a_table_too_wide_for_the_terminal_gets_numbered_columns() {
     let narrow = render::table(&matrix, View::Expected, TableStyle { color: false, width: 60 });
     assert!(narrow.contains("   2  shop/db TCP/5432"), "{narrow}");
     assert!(narrow.contains("no (I)") && narrow.contains("no (E)"), "{narrow}");
+    assert!(narrow.lines().all(|line| line.chars().count() <= 60), "{narrow}");
+    // A terminal too narrow for one column gets one column at a time.
+    let tiny = render::table(&matrix, View::Expected, TableStyle { color: false, width: 5 });
+    assert_eq!(tiny.matches("from \\ to").count(), 7, "{tiny}");
 }
 
 #[test]

@@ -80,11 +80,12 @@ pub fn table(matrix: &Matrix, view: View, style: TableStyle) -> String {
     }
     let mut rest = columns.as_slice();
     while !rest.is_empty() {
-        // As many columns as fit, but never none.
-        let wanted = (1..=rest.len()).rev().find(|count| {
-            rest.get(..*count).is_some_and(|some| *count == 1 || fits(&draw(matrix, &grid, view, style, some), style))
+        // As many columns as fit, but never none. A table with more columns is never narrower.
+        let counts: Vec<usize> = (1..=rest.len()).collect();
+        let fitting = counts.partition_point(|count| {
+            rest.get(..*count).is_some_and(|some| fits(&draw(matrix, &grid, view, style, some), style))
         });
-        let (some, after) = rest.split_at(wanted.unwrap_or(1));
+        let (some, after) = rest.split_at(fitting.max(1));
         text.push_str(&draw(matrix, &grid, view, style, some));
         rest = after;
     }

@@ -2,7 +2,13 @@
 //! these tests run as anybody and touch nothing outside. `nft` must be installed.
 
 // Clippy knows tests by their attribute, which these have not: their `main` is their own.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and the labs that tests start report on standard output"
+)]
 
 use std::env;
 use std::fs;
