@@ -68,6 +68,7 @@ pub(crate) enum LabCommand {
     /// Build, enforce, probe all pairs, compare with the specification; exit 1 if any cell differs.
     ///
     /// Needs no root and no Kubernetes: everything lives in namespaces of this process and is gone when it ends.
+    /// All pods run on one node; where that changes a verdict, it says so.
     Run {
         #[command(flatten)]
         input: Input,
