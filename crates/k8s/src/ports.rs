@@ -75,14 +75,16 @@ pub(crate) fn port_match(report: &mut Report, at: &At<'_>) -> Option<PortMatch> 
     }
 }
 
-enum NumberOrName<'a> {
+/// What a field holds that takes a port or the name of one.
+pub(crate) enum NumberOrName<'a> {
     Number(u16),
     Name(&'a str),
     /// Reported already.
     Wrong,
 }
 
-fn port_or_name<'a>(report: &mut Report, at: &At<'a>) -> NumberOrName<'a> {
+/// Reads a field that takes a port or the name of one.
+pub(crate) fn port_or_name<'a>(report: &mut Report, at: &At<'a>) -> NumberOrName<'a> {
     let Value::Scalar(text, ScalarType::String) = &at.node.value else {
         return port_number(report, at, "port").map_or(NumberOrName::Wrong, NumberOrName::Number);
     };
@@ -110,8 +112,7 @@ fn port_or_name<'a>(report: &mut Report, at: &At<'a>) -> NumberOrName<'a> {
     NumberOrName::Wrong
 }
 
-/// Reads one entry of a list of named ports: of a container (`containerPort`), a Service or an external host
-/// (`port`). A wrong name is reported and dropped, the port is kept.
+/// Reads one entry of a list of named ports: of a container (`containerPort`) or an external host (`port`). A wrong name is reported and dropped, the port is kept.
 pub(crate) fn named_port(report: &mut Report, fields: Fields<'_>, number: &'static str) -> Option<ContainerPort> {
     let name = fields.get("name").and_then(|at| {
         let name = string(report, &at, "port name").filter(|name| !name.is_empty())?;

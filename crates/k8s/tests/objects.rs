@@ -2,10 +2,14 @@
 
 mod check;
 
-use check::{check, pod_names, pods, read};
+use std::net::IpAddr;
+
+use check::{Expected, check, pod_names, pods, read};
 use ringfence_k8s::Severity::{Error, Fatal, Note, Warning};
 use ringfence_k8s::{Source, parse};
-use ringfence_model::{ContainerPort, Object, ObjectKey, Phase, PodId, Protocol};
+use ringfence_model::{
+    ContainerPort, ExternalTraffic, Object, ObjectKey, Phase, PodId, Protocol, Service, ServiceKind, TargetPort,
+};
 
 #[test]
 fn a_pod_in_full() {
@@ -260,6 +264,44 @@ metadata: {name: c}
         })
         .collect();
     assert_eq!(namespaces, ["shop:2", "default:1", "elsewhere:1"]);
+}
+
+fn service(spec: &str, expected: &[Expected<'_>]) -> Service {
+    let text = format!("{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {spec}}}");
+    let service = check(&text, expected).objects.into_iter().find_map(|object| match object {
+        Object::Service(service) => Some(service),
+        _ => None,
+    });
+    service.unwrap()
+}
+
+#[test]
+fn services_say_how_they_are_reached() {
+    let plain = service("{ports: [{port: 80}]}", &[]);
+    assert_eq!((plain.kind, plain.external_traffic), (ServiceKind::ClusterIp, ExternalTraffic::Cluster));
+    assert_eq!(plain.ports[0].target, TargetPort::Number(80));
+    assert_eq!(plain.ports[0].node_port, None);
+
+    let open = service(
+        "{type: NodePort, externalTrafficPolicy: Local, clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9, 'fd00:96::9'],
+          ports: [{name: a-rather-long-port-name, port: 80, targetPort: http, nodePort: 30080}, {port: 81, targetPort: 8081, nodePort: 0}]}",
+        &[],
+    );
+    assert_eq!((open.kind, open.external_traffic), (ServiceKind::NodePort, ExternalTraffic::Local));
+    assert_eq!(open.cluster_addresses, ["10.96.0.9".parse::<IpAddr>().unwrap(), "fd00:96::9".parse().unwrap()]);
+    assert_eq!(open.ports[0].target, TargetPort::Name("http".into()));
+    assert_eq!((open.ports[0].node_port, open.ports[1].node_port), (Some(30080), None));
+    assert_eq!(open.ports[1].target, TargetPort::Number(8081));
+
+    assert_eq!(service("{clusterIP: None, ports: [{port: 80}]}", &[]).kind, ServiceKind::Headless);
+    assert_eq!(service("{type: ExternalName, externalName: example.org}", &[]).kind, ServiceKind::Headless);
+    assert_eq!(service("{type: LoadBalancer, ports: [{port: 80}]}", &[]).kind, ServiceKind::LoadBalancer);
+
+    service("{type: Nodeport}", &[(Error, 1, "spec.type", "one of ClusterIP")]);
+    service("{externalTrafficPolicy: local}", &[(Error, 1, "spec.externalTrafficPolicy", "one of Cluster, Local")]);
+    service("{ports: [{port: 80, targetPort: '80'}]}", &[(Error, 1, "spec.ports[0].targetPort", "remove the quotes")]);
+    service("{ports: [{targetPort: 80}]}", &[(Error, 1, "spec.ports[0].port", "missing")]);
+    service("{clusterIP: nowhere}", &[(Error, 1, "spec.clusterIP", "address")]);
 }
 
 #[test]

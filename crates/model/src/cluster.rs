@@ -82,17 +82,47 @@ pub struct ContainerPort {
     pub port: u16,
 }
 
-/// A Service. Policies speak of pods; it is read for what will judge traffic before destination NAT.
+/// A Service. Policies speak of pods; a Service is one more way to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// Its namespace.
     pub namespace: Arc<str>,
     /// Its name.
     pub name: Arc<str>,
+    /// How far it can be reached.
+    pub kind: ServiceKind,
     /// The labels of the pods behind it; empty when its endpoints are written by hand.
     pub selector: BTreeMap<Arc<str>, Arc<str>>,
+    /// Its own addresses, at most one of each family. Empty for one that has none yet.
+    pub cluster_addresses: Vec<IpAddr>,
+    /// Whether a client from outside reaches the pods of the node it asks only.
+    pub external_traffic: ExternalTraffic,
     /// Its ports.
     pub ports: Vec<ServicePort>,
+}
+
+/// `spec.type` of a Service, with headless ones apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ServiceKind {
+    /// An address inside the cluster.
+    #[default]
+    ClusterIp,
+    /// `clusterIP: None`, or a mere name (`ExternalName`): no address of its own.
+    Headless,
+    /// An address inside the cluster and a port on every node.
+    NodePort,
+    /// As `NodePort`; the balancer before the nodes is not ours.
+    LoadBalancer,
+}
+
+/// `spec.externalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ExternalTraffic {
+    /// Any node leads to any pod, under the node's address.
+    #[default]
+    Cluster,
+    /// A node leads to its own pods, and the client's address is kept.
+    Local,
 }
 
 /// One entry of a Service's `ports`.
@@ -104,6 +134,19 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The Service's own port, host byte order.
     pub port: u16,
+    /// The port of the pods.
+    pub target: TargetPort,
+    /// The port on every node, once there is one.
+    pub node_port: Option<u16>,
+}
+
+/// `targetPort` of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    /// The same number on every pod, host byte order.
+    Number(u16),
+    /// The container port of that name, on each pod.
+    Name(Arc<str>),
 }
 
 /// A host outside the cluster that the lab plays and the matrix shows. Not a Kubernetes object.

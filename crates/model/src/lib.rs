@@ -11,7 +11,8 @@ mod net;
 mod policy;
 
 pub use cluster::{
-    ContainerPort, ExternalHost, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Service, ServicePort,
+    ContainerPort, ExternalHost, ExternalTraffic, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Service,
+    ServiceKind, ServicePort, TargetPort,
 };
 pub use flow::{Flow, Transport};
 pub use labels::{Labels, Operator, Requirement, Selector};
