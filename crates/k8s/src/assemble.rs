@@ -20,7 +20,7 @@ const MAX_PODS: usize = 200_000;
 pub(crate) fn assemble(collected: Collected, diagnostics: Vec<Diagnostic>) -> Manifests {
     let mut out = Manifests { diagnostics, ..Manifests::default() };
     let lives_in = namespaces_lived_in(&collected);
-    let Collected { namespaces, nodes, pods, workloads, services, policies, externals } = collected;
+    let Collected { namespaces, nodes, pods, workloads, services, policies, externals, topologies } = collected;
 
     let mut namespaces = out.distinct(namespaces, Severity::Error, |namespace| namespace.name.clone());
     out.add_missing_namespaces(&mut namespaces, lives_in);
@@ -30,6 +30,7 @@ pub(crate) fn assemble(collected: Collected, diagnostics: Vec<Diagnostic>) -> Ma
         (workload.kind, workload.namespace.clone(), workload.name.clone())
     });
     let externals = out.distinct(externals, Severity::Error, |external| external.name.clone());
+    let topologies = out.distinct(topologies, Severity::Error, |_| ());
     let mut policies = policies;
     name_the_nameless(&mut policies);
     let policies = out.distinct(policies, Severity::Warning, |policy| policy.id.clone());
@@ -47,6 +48,7 @@ pub(crate) fn assemble(collected: Collected, diagnostics: Vec<Diagnostic>) -> Ma
     out.extend(pods, Object::Pod);
     out.extend(services, Object::Service);
     out.extend(policies, Object::Policy);
+    out.topology = topologies.into_iter().map(|placed| placed.value).next();
     out.externals = externals.into_iter().map(|placed| placed.value).collect();
     out
 }

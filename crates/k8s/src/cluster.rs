@@ -1,16 +1,16 @@
-//! Namespaces, nodes, Services, and the external hosts of the lab.
+//! Namespaces, nodes and Services.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ringfence_model::{ExternalHost, ExternalTraffic, Namespace, Node, Service, ServiceKind, ServicePort, TargetPort};
+use ringfence_model::{ExternalTraffic, Namespace, Node, Service, ServiceKind, ServicePort, TargetPort};
 
 use crate::diagnostic::shown;
-use crate::metadata::{self, check_strictly};
+use crate::metadata;
 use crate::names::{is_dns_label, is_dns_subdomain};
 use crate::peer::cidr;
 use crate::pod::add_address;
-use crate::ports::{NumberOrName, named_port, port_number, port_or_name, protocol};
+use crate::ports::{NumberOrName, port_number, port_or_name, protocol};
 use crate::read::{At, Fields, Report, labels, mapping, string};
 
 /// The label every namespace has, with its name as the value.
@@ -87,9 +87,9 @@ pub(crate) fn service(report: &mut Report, object: Fields<'_>) -> Option<Service
             ("LoadBalancer", ServiceKind::LoadBalancer),
             ("ExternalName", ServiceKind::Headless),
         ];
-        service.kind = choice(report, spec, "type", &kinds);
+        service.kind = spec.choice(report, "type", &kinds).unwrap_or_default();
         let policies = [("Cluster", ExternalTraffic::Cluster), ("Local", ExternalTraffic::Local)];
-        service.external_traffic = choice(report, spec, "externalTrafficPolicy", &policies);
+        service.external_traffic = spec.choice(report, "externalTrafficPolicy", &policies).unwrap_or_default();
         cluster_addresses(report, spec, &mut service);
         spec.each(report, "ports", |report, at| {
             if let Some(fields) = mapping(report, at) {
@@ -98,27 +98,6 @@ pub(crate) fn service(report: &mut Report, object: Fields<'_>) -> Option<Service
         });
     });
     Some(service)
-}
-
-/// Reads a field that takes one of a few words; without the field, the first of them.
-fn choice<T: Copy + Default>(report: &mut Report, spec: Fields<'_>, field: &'static str, words: &[(&str, T)]) -> T {
-    let Some(at) = spec.get(field) else { return T::default() };
-    let Some(text) = string(report, &at, field) else { return T::default() };
-    if text.is_empty() {
-        return T::default();
-    }
-    match words.iter().find(|(word, _)| *word == text) {
-        Some((_, value)) => *value,
-        None => {
-            let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-            report.error_hint(
-                &at,
-                format!("\"{}\" is not a {field}", shown(text)),
-                format!("it is one of {}", known.join(", ")),
-            );
-            T::default()
-        }
-    }
 }
 
 /// Reads `clusterIPs` and `clusterIP`, which repeat each other.
@@ -167,34 +146,4 @@ fn service_port(report: &mut Report, fields: Fields<'_>) -> Option<ServicePort> 
         _ => port_number(report, &at, "nodePort"),
     });
     Some(ServicePort { name, protocol: protocol?, port, target, node_port })
-}
-
-/// Reads an ExternalHost. It is our own kind, so nothing in it is passed over; with any error there is no host.
-pub(crate) fn external_host(report: &mut Report, object: Fields<'_>) -> Option<ExternalHost> {
-    object.only(report, &["apiVersion", "kind", "metadata", "spec"], |_| None);
-    check_strictly(report, object);
-    let identity = metadata::identity(report, object, is_dns_subdomain, |_| true);
-    let mut addresses = Vec::new();
-    let mut ports = Vec::new();
-    object.mapping(report, "spec", |report, spec| {
-        spec.only(report, &["addresses", "ports"], |name| match name {
-            "address" | "ip" | "ips" => Some("write `addresses`, a list"),
-            _ => None,
-        });
-        spec.each(report, "addresses", |report, at| add_address(report, at, &mut addresses));
-        spec.each(report, "ports", |report, at| {
-            if let Some(fields) = mapping(report, at) {
-                fields.only(report, &["name", "port", "protocol"], |name| match name {
-                    "containerPort" => Some("write `port`"),
-                    _ => None,
-                });
-                ports.extend(named_port(report, fields, "port"));
-            }
-        });
-    });
-    if addresses.is_empty() && report.errors() == 0 {
-        report.error(object.at, "an external host needs at least one of `spec.addresses`");
-    }
-    let name = identity.name?;
-    (report.errors() == 0).then_some(ExternalHost { name, addresses, ports })
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use ringfence_model::{ExternalHost, Namespace, Node, Policy, Service};
+use ringfence_model::{ExternalHost, Namespace, Node, Policy, Service, Topology};
 
 use crate::Source;
-use crate::cluster::{external_host, namespace, node, service};
+use crate::cluster::{namespace, node, service};
 use crate::diagnostic::{Diagnostic, Location, shown};
 use crate::dom::{self, Position, Problem, Value};
+use crate::lab::{self, external_host, topology};
 use crate::metadata::describe;
 use crate::pod::{ReadPod, pod};
 use crate::policy::{self, network_policy};
@@ -37,6 +38,7 @@ pub(crate) struct Collected {
     pub(crate) services: Vec<Placed<Service>>,
     pub(crate) policies: Vec<Placed<Policy>>,
     pub(crate) externals: Vec<Placed<ExternalHost>>,
+    pub(crate) topologies: Vec<Placed<Topology>>,
 }
 
 #[derive(Clone, Copy)]
@@ -47,17 +49,19 @@ enum Kind {
     Service,
     Policy,
     External,
+    Topology,
     Workload(WorkloadKind),
 }
 
 /// The kinds that are read, with the API version that is read.
-const KINDS: [(&str, &str, Kind); 13] = [
+const KINDS: [(&str, &str, Kind); 14] = [
     ("Namespace", "v1", Kind::Namespace),
     ("Node", "v1", Kind::Node),
     ("Pod", "v1", Kind::Pod),
     ("Service", "v1", Kind::Service),
     ("NetworkPolicy", policy::API_VERSION, Kind::Policy),
-    ("ExternalHost", "lab.ringfence/v1alpha1", Kind::External),
+    ("ExternalHost", lab::API_VERSION, Kind::External),
+    ("Topology", lab::API_VERSION, Kind::Topology),
     ("Deployment", "apps/v1", Kind::Workload(WorkloadKind::Deployment)),
     ("ReplicaSet", "apps/v1", Kind::Workload(WorkloadKind::ReplicaSet)),
     ("StatefulSet", "apps/v1", Kind::Workload(WorkloadKind::StatefulSet)),
@@ -206,7 +210,7 @@ impl Reader<'_> {
                 Some((name, expected, Kind::Policy))
             }
             Some((name, expected, reader)) if version == expected || version.is_empty() => {
-                let namespaced = !matches!(reader, Kind::Namespace | Kind::Node | Kind::External);
+                let namespaced = !matches!(reader, Kind::Namespace | Kind::Node | Kind::External | Kind::Topology);
                 self.report.about(describe(name, at.node, namespaced));
                 Some((name, expected, reader))
             }
@@ -273,6 +277,7 @@ impl Reader<'_> {
             Kind::Service => collect!(service(report, fields), services),
             Kind::Policy => collect!(network_policy(report, fields, version), policies),
             Kind::External => collect!(external_host(report, fields), externals),
+            Kind::Topology => collect!(topology(report, fields), topologies),
             Kind::Workload(kind) => {
                 let read = workload(report, fields, kind);
                 collect!(self::sound(report, fields, read, before), workloads);

@@ -11,7 +11,7 @@
 //!   characters further than this crate; diagnostics escape what they quote.
 //!
 //! The way of the data: `yaml` and `json` turn text into the small tree of `dom`, within its limits; `document` finds
-//! the reader for each kind; the readers (`policy`, `pod`, `workload`, `cluster`) use the typed access of `read`;
+//! the reader for each kind; the readers (`policy`, `pod`, `workload`, `cluster`, `lab`) use the typed access of `read`;
 //! `assemble` decides what only the whole input can tell.
 
 mod address;
@@ -21,6 +21,7 @@ mod diagnostic;
 mod document;
 mod dom;
 mod json;
+mod lab;
 mod metadata;
 mod names;
 mod peer;
@@ -35,7 +36,7 @@ mod yaml;
 
 use std::collections::BTreeMap;
 
-use ringfence_model::{ExternalHost, Object, ObjectKey};
+use ringfence_model::{ExternalHost, Object, ObjectKey, Topology};
 
 pub use diagnostic::{Diagnostic, Location, Severity};
 pub use document::MAX_BYTES;
@@ -57,6 +58,8 @@ pub struct Manifests {
     pub objects: Vec<Object>,
     /// The hosts outside the cluster.
     pub externals: Vec<ExternalHost>,
+    /// The network that the lab shall play, if the input says.
+    pub topology: Option<Topology>,
     /// What there is to say: first by source, then what concerns the input as a whole.
     pub diagnostics: Vec<Diagnostic>,
     /// Where the objects were written; a pod of a workload has the workload's place, an implied namespace none.

@@ -148,6 +148,19 @@ impl<'a> Fields<'a> {
         (!text.is_empty()).then_some(text)
     }
 
+    /// Reads a field that takes one of a few words. Nothing when it is absent, empty, or another word, which is reported.
+    pub(crate) fn choice<T: Copy>(&self, report: &mut Report, name: &'a str, words: &[(&str, T)]) -> Option<T> {
+        let at = self.get(name)?;
+        let text = string(report, &at, name).filter(|text| !text.is_empty())?;
+        let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        if found.is_none() {
+            let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            let message = format!("\"{}\" is not a {name}", shown(text));
+            report.error_hint(&at, message, format!("it is one of {}", known.join(", ")));
+        }
+        found
+    }
+
     /// A nested mapping; nothing when it is absent, null or wrong, which is reported.
     pub(crate) fn mapping(&self, report: &mut Report, name: &'a str, run: impl FnOnce(&mut Report, Fields<'_>)) {
         if let Some(at) = self.get(name)

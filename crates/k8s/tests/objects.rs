@@ -8,7 +8,8 @@ use check::{Expected, check, pod_names, pods, read};
 use ringfence_k8s::Severity::{Error, Fatal, Note, Warning};
 use ringfence_k8s::{Source, parse};
 use ringfence_model::{
-    ContainerPort, ExternalTraffic, Object, ObjectKey, Phase, PodId, Protocol, Service, ServiceKind, TargetPort,
+    ContainerPort, ExternalTraffic, Masquerade, Object, ObjectKey, Phase, PodId, PodNetwork, Protocol, Service,
+    ServiceKind, TargetPort, Topology,
 };
 
 #[test]
@@ -266,18 +267,17 @@ metadata: {name: c}
     assert_eq!(namespaces, ["shop:2", "default:1", "elsewhere:1"]);
 }
 
-fn service(spec: &str, expected: &[Expected<'_>]) -> Service {
+fn service(spec: &str, expected: &[Expected<'_>]) -> Option<Service> {
     let text = format!("{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {spec}}}");
-    let service = check(&text, expected).objects.into_iter().find_map(|object| match object {
+    check(&text, expected).objects.into_iter().find_map(|object| match object {
         Object::Service(service) => Some(service),
         _ => None,
-    });
-    service.unwrap()
+    })
 }
 
 #[test]
 fn services_say_how_they_are_reached() {
-    let plain = service("{ports: [{port: 80}]}", &[]);
+    let plain = service("{ports: [{port: 80}]}", &[]).unwrap();
     assert_eq!((plain.kind, plain.external_traffic), (ServiceKind::ClusterIp, ExternalTraffic::Cluster));
     assert_eq!(plain.ports[0].target, TargetPort::Number(80));
     assert_eq!(plain.ports[0].node_port, None);
@@ -286,22 +286,48 @@ fn services_say_how_they_are_reached() {
         "{type: NodePort, externalTrafficPolicy: Local, clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9, 'fd00:96::9'],
           ports: [{name: a-rather-long-port-name, port: 80, targetPort: http, nodePort: 30080}, {port: 81, targetPort: 8081, nodePort: 0}]}",
         &[],
-    );
+    )
+    .unwrap();
     assert_eq!((open.kind, open.external_traffic), (ServiceKind::NodePort, ExternalTraffic::Local));
     assert_eq!(open.cluster_addresses, ["10.96.0.9".parse::<IpAddr>().unwrap(), "fd00:96::9".parse().unwrap()]);
     assert_eq!(open.ports[0].target, TargetPort::Name("http".into()));
     assert_eq!((open.ports[0].node_port, open.ports[1].node_port), (Some(30080), None));
     assert_eq!(open.ports[1].target, TargetPort::Number(8081));
 
-    assert_eq!(service("{clusterIP: None, ports: [{port: 80}]}", &[]).kind, ServiceKind::Headless);
-    assert_eq!(service("{type: ExternalName, externalName: example.org}", &[]).kind, ServiceKind::Headless);
-    assert_eq!(service("{type: LoadBalancer, ports: [{port: 80}]}", &[]).kind, ServiceKind::LoadBalancer);
+    assert_eq!(service("{clusterIP: None, ports: [{port: 80}]}", &[]).unwrap().kind, ServiceKind::Headless);
+    assert_eq!(service("{type: ExternalName, externalName: example.org}", &[]).unwrap().kind, ServiceKind::Headless);
+    assert_eq!(service("{type: LoadBalancer, ports: [{port: 80}]}", &[]).unwrap().kind, ServiceKind::LoadBalancer);
 
     service("{type: Nodeport}", &[(Error, 1, "spec.type", "one of ClusterIP")]);
     service("{externalTrafficPolicy: local}", &[(Error, 1, "spec.externalTrafficPolicy", "one of Cluster, Local")]);
     service("{ports: [{port: 80, targetPort: '80'}]}", &[(Error, 1, "spec.ports[0].targetPort", "remove the quotes")]);
     service("{ports: [{targetPort: 80}]}", &[(Error, 1, "spec.ports[0].port", "missing")]);
     service("{clusterIP: nowhere}", &[(Error, 1, "spec.clusterIP", "address")]);
+}
+
+#[test]
+fn a_topology_is_read_strictly() {
+    let topology = |spec: &str, expected: &[Expected<'_>]| {
+        let text =
+            format!("{{apiVersion: lab.ringfence/v1alpha1, kind: Topology, metadata: {{name: x}}, spec: {spec}}}");
+        check(&text, expected).topology
+    };
+    let full = topology("{nodes: 3, network: vxlan, masquerade: outside, masqueradeAll: true}", &[]);
+    let expected = Topology {
+        nodes: Some(3),
+        pod_network: Some(PodNetwork::Vxlan),
+        masquerade: Some(Masquerade::Outside),
+        masquerade_all: Some(true),
+    };
+    assert_eq!(full, Some(expected));
+    assert_eq!(topology("{}", &[]), Some(Topology::default()));
+    assert_eq!(topology("{nodes: 0}", &[(Error, 1, "spec.nodes", "1 to 100")]), None);
+    assert_eq!(topology("{network: flannel}", &[(Error, 1, "spec.network", "routed, bridge, vxlan")]), None);
+    assert_eq!(topology("{masquerade: all}", &[(Error, 1, "spec.masquerade", "none, outside, pods")]), None);
+    assert_eq!(topology("{masqueradeall: true}", &[(Error, 1, "spec.masqueradeall", "unknown field")]), None);
+    let twice = "{apiVersion: lab.ringfence/v1alpha1, kind: Topology, metadata: {name: x}, spec: {nodes: 2}}\n---\n\
+                 {apiVersion: lab.ringfence/v1alpha1, kind: Topology, metadata: {name: z}, spec: {nodes: 4}}";
+    assert_eq!(check(twice, &[(Error, 3, "", "defined twice")]).topology.and_then(|topology| topology.nodes), Some(4));
 }
 
 #[test]

@@ -149,17 +149,6 @@ pub enum TargetPort {
     Name(Arc<str>),
 }
 
-/// A host outside the cluster that the lab plays and the matrix shows. Not a Kubernetes object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExternalHost {
-    /// A name for people.
-    pub name: Arc<str>,
-    /// Its addresses, outside the pod ranges.
-    pub addresses: Vec<IpAddr>,
-    /// The ports it listens on.
-    pub ports: Vec<ContainerPort>,
-}
-
 /// Anything a cluster state is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "objects are moved once, from the source into the state")]

@@ -6,15 +6,17 @@
 
 mod cluster;
 mod flow;
+mod lab;
 mod labels;
 mod net;
 mod policy;
 
 pub use cluster::{
-    ContainerPort, ExternalHost, ExternalTraffic, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Service,
-    ServiceKind, ServicePort, TargetPort,
+    ContainerPort, ExternalTraffic, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Service, ServiceKind,
+    ServicePort, TargetPort,
 };
 pub use flow::{Flow, Transport};
+pub use lab::{ExternalHost, Masquerade, PodNetwork, Topology};
 pub use labels::{Labels, Operator, Requirement, Selector};
 pub use net::{AddressRange, Family, PortRange, Protocol};
 pub use policy::{
