@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use ringfence_compile::{Cluster, NodeCompiler, Program, Touched, UnsupportedTier};
-use ringfence_dataplane::{ApplyError, Backend, Outcome, Reconciler};
+use ringfence_compile::{Cluster, Compiler, Touched, UnsupportedTier};
+use ringfence_dataplane::{ApplyError, Backend, Demand, Outcome, Reconciler};
 use ringfence_model::{Object, ObjectKey};
 
 /// One change of the cluster, as a source reports it.
@@ -33,14 +33,14 @@ pub enum SyncError {
 }
 
 /// The agent of one node.
-pub struct Agent<B> {
+pub struct Agent<B: Backend> {
     cluster: Cluster,
-    compiler: NodeCompiler,
+    compiler: <B::Demand as Demand>::Compiler,
     /// What changed since the last program.
     touched: Touched,
     /// A complete state has arrived: nothing is programmed before.
     ready: bool,
-    program: Option<Program>,
+    program: Option<B::Demand>,
     reconciler: Reconciler<B>,
 }
 
@@ -49,7 +49,7 @@ impl<B: Backend> Agent<B> {
     pub fn new(node: Arc<str>, backend: B) -> Agent<B> {
         Agent {
             cluster: Cluster::new(),
-            compiler: NodeCompiler::new(node),
+            compiler: Compiler::for_node(node),
             touched: Touched::default(),
             ready: false,
             program: None,
@@ -91,7 +91,7 @@ impl<B: Backend> Agent<B> {
     }
 
     /// The program last compiled.
-    pub fn program(&self) -> Option<&Program> {
+    pub fn program(&self) -> Option<&B::Demand> {
         self.program.as_ref()
     }
 

@@ -8,7 +8,9 @@
 //! No structure here grows with pods × pods or with pods × policies: a pod is one member of one pod class, a pod class
 //! knows once per node which gates it passes, and a peer address in a program is one entry that points at a peer class.
 
+pub mod acl;
 mod cluster;
+mod compiler;
 mod digest;
 mod gate;
 mod matcher;
@@ -21,7 +23,9 @@ mod regions;
 mod rules;
 mod terms;
 
+pub use acl::Acl;
 pub use cluster::{Cluster, Touched, UnsupportedTier};
+pub use compiler::Compiler;
 pub use gate::{Admission, Gate, GateId};
 pub use node::NodeCompiler;
 pub use port_table::PortTable;

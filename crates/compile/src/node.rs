@@ -8,6 +8,7 @@ use imbl::OrdMap;
 use ringfence_model::{Direction, Family};
 
 use crate::cluster::{Cluster, Touched};
+use crate::compiler::Compiler;
 use crate::digest::{Digest, Digester};
 use crate::gate::{Admission, Gate, GateId};
 use crate::pod_class::{PodClass, PodClassId};
@@ -85,6 +86,18 @@ impl NodeCompiler {
         self.numbers_version = cluster.classes().numbers_version();
         self.ingress.compile_rules(cluster, &local);
         self.egress.compile_rules(cluster, &local);
+    }
+}
+
+impl Compiler for NodeCompiler {
+    type Output = Program;
+
+    fn for_node(node: Arc<str>) -> NodeCompiler {
+        NodeCompiler::new(node)
+    }
+
+    fn compile(&mut self, cluster: &Cluster, touched: &Touched) -> Program {
+        NodeCompiler::compile(self, cluster, touched)
     }
 }
 

@@ -33,6 +33,14 @@ pub(crate) struct PodTraits {
     pub(crate) named_ports: BTreeSet<(Protocol, Arc<str>, u16)>,
 }
 
+impl PodTraits {
+    /// The numbers that a mentioned port name stands for.
+    pub(crate) fn numbers<'a>(&'a self, (protocol, name): &'a (Protocol, Arc<str>)) -> impl Iterator<Item = u16> + 'a {
+        let named = self.named_ports.iter().filter(move |(p, n, _)| p == protocol && n == name);
+        named.map(|(_, _, number)| *number)
+    }
+}
+
 /// All pod classes, and which labels and port names tell pods apart.
 ///
 /// What was mentioned once stays mentioned until the state is replaced: classes that are finer than they need to be are

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ringfence_model::{Direction, NamespaceScope, Peer, Peers, Policy, Rule};
+use ringfence_model::{Direction, Peer, Peers, Policy, Rule};
 
 use crate::cluster::Cluster;
 use crate::matcher::Matcher;
 use crate::ports::PortSet;
-use crate::terms::{LocalPod, Namespaces, PodTerm, PortSpec, Term, single};
+use crate::terms::{LocalPod, PodTerm, PortSpec, Term, single};
 
 /// What is granted on one pod: ports, and to whom, as a position in [`Rules::terms`].
 pub(crate) type Grants = Vec<(PortSet, usize)>;
@@ -99,11 +99,7 @@ impl Gathering<'_> {
                     match peer {
                         Peer::Block(block) => self.grant(Term::Block(block.clone()), &ports, grants),
                         Peer::Pods { namespaces, pods } => {
-                            let namespaces = match namespaces {
-                                NamespaceScope::Own => Namespaces::One(policy.id.namespace.clone()),
-                                NamespaceScope::Matching(selector) => Namespaces::Matching(Matcher::new(selector)),
-                            };
-                            let term = PodTerm { namespaces, pods: Matcher::new(pods), serving: None };
+                            let term = PodTerm::of(&policy.id.namespace, namespaces, pods);
                             self.grant_names(&term, &ports, grants);
                             self.grant(Term::Pods(term), &ports, grants);
                         }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ringfence_model::{IpBlock, Labels, Pod, PortMatch, PortRange, Ports, Protocol};
+use ringfence_model::{IpBlock, Labels, NamespaceScope, Pod, PortMatch, PortRange, Ports, Protocol, Selector};
 
 use crate::digest::{Digest, Digester};
 use crate::matcher::Matcher;
@@ -41,6 +41,15 @@ pub(crate) enum Namespaces {
 }
 
 impl PodTerm {
+    /// What a peer of a policy in `namespace` says.
+    pub(crate) fn of(namespace: &Arc<str>, namespaces: &NamespaceScope, pods: &Selector) -> PodTerm {
+        let namespaces = match namespaces {
+            NamespaceScope::Own => Namespaces::One(namespace.clone()),
+            NamespaceScope::Matching(selector) => Namespaces::Matching(Matcher::new(selector)),
+        };
+        PodTerm { namespaces, pods: Matcher::new(pods), serving: None }
+    }
+
     /// Every pod of the cluster.
     pub(crate) fn everything() -> PodTerm {
         PodTerm { namespaces: Namespaces::Matching(Matcher::default()), pods: Matcher::default(), serving: None }

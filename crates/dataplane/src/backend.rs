@@ -2,15 +2,27 @@
 
 use std::error::Error;
 
-use ringfence_compile::Program;
+use ringfence_compile::Compiler;
 
-use crate::diff::ProgramDiff;
+/// What one node must enforce, in the shape that some backend takes.
+pub trait Demand: Clone {
+    /// What makes it from the state of the cluster.
+    type Compiler: Compiler<Output = Self>;
+    /// What differs between two of them.
+    type Difference;
+
+    /// From `self` to `to`; nothing when both demand the same.
+    fn difference(&self, to: &Self) -> Option<Self::Difference>;
+}
 
 /// Puts programs into a kernel (or into a fake of one).
 ///
-/// Each call is one transaction. After an error that is not [`ApplyError::state_unknown`], the kernel enforces exactly
-/// what it enforced before the call.
+/// A call leaves the kernel enforcing the new program. Until then no packet passes that neither the program before nor the
+/// new one allows; nor does one after a crash at any point in between.
 pub trait Backend {
+    /// What it takes.
+    type Demand: Demand;
+
     /// A short name for logs and metrics.
     fn name(&self) -> &'static str;
 
@@ -18,14 +30,19 @@ pub trait Backend {
     ///
     /// # Errors
     /// The kernel refuses, or cannot be asked.
-    fn replace(&mut self, program: &Program) -> Result<Applied, ApplyError>;
+    fn replace(&mut self, program: &Self::Demand) -> Result<Applied, ApplyError>;
 
     /// Makes the kernel enforce `to`, by writing only what differs. The kernel must be known to enforce `from`, and
     /// `diff` must be the difference between the two.
     ///
     /// # Errors
     /// The kernel refuses, or cannot be asked. When something that should be there is not, it refuses.
-    fn update(&mut self, from: &Program, to: &Program, diff: &ProgramDiff) -> Result<Applied, ApplyError>;
+    fn update(
+        &mut self,
+        from: &Self::Demand,
+        to: &Self::Demand,
+        diff: &<Self::Demand as Demand>::Difference,
+    ) -> Result<Applied, ApplyError>;
 
     /// Removes everything of ours; nothing is enforced afterwards. No error when there is nothing of ours.
     ///

@@ -54,9 +54,9 @@ pub enum Failure {
 /// The first way in which the backend does not conform.
 pub fn check<B: Backend, State: PartialEq + Debug>(
     backend: B,
-    programs: &[Program],
+    programs: &[B::Demand],
     mut read_back: impl FnMut(&B) -> State,
-    mut expected: impl FnMut(&Program) -> State,
+    mut expected: impl FnMut(&B::Demand) -> State,
 ) -> Result<(), Failure> {
     let mut reconciler = Reconciler::new(backend);
     for (index, program) in programs.iter().enumerate() {

@@ -10,8 +10,19 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
-use ringfence_compile::{ClassId, Gate, GateId, Program, Side, Subject};
+use ringfence_compile::{ClassId, Gate, GateId, NodeCompiler, Program, Side, Subject};
 use ringfence_model::Direction;
+
+use crate::backend::Demand;
+
+impl Demand for Program {
+    type Compiler = NodeCompiler;
+    type Difference = ProgramDiff;
+
+    fn difference(&self, to: &Program) -> Option<ProgramDiff> {
+        Some(ProgramDiff::between(self, to)).filter(|diff| !diff.is_empty())
+    }
+}
 
 /// What differs between two maps, in the order of the keys. No key is in two of the lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +85,7 @@ impl<K, V> MapDiff<K, V> {
 
 impl<K: Ord + Clone, V: PartialEq + Clone> MapDiff<K, V> {
     /// Skips the parts that the maps share.
-    fn of_shared(from: &OrdMap<K, V>, to: &OrdMap<K, V>) -> Self {
+    pub(crate) fn of_shared(from: &OrdMap<K, V>, to: &OrdMap<K, V>) -> Self {
         let mut diff = MapDiff::default();
         for item in from.diff(to) {
             match item {

@@ -131,6 +131,8 @@ impl FakeBackend {
 }
 
 impl Backend for FakeBackend {
+    type Demand = Program;
+
     fn name(&self) -> &'static str {
         "fake"
     }

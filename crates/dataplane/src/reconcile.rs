@@ -1,16 +1,12 @@
 //! Keeps a backend at the newest program, with as little writing as is safe.
 
-use ringfence_compile::Program;
-
-use crate::backend::{Applied, ApplyError, Backend};
-use crate::diff::ProgramDiff;
+use crate::backend::{Applied, ApplyError, Backend, Demand};
 
 /// Applies programs to a backend and remembers the last one that is certainly in force.
-#[derive(Debug)]
-pub struct Reconciler<B> {
+pub struct Reconciler<B: Backend> {
     backend: B,
     /// What the kernel enforces; nothing when that is not certain.
-    in_force: Option<Program>,
+    in_force: Option<B::Demand>,
 }
 
 /// What [`Reconciler::apply`] did.
@@ -42,16 +38,15 @@ impl<B: Backend> Reconciler<B> {
     /// # Errors
     /// Writing everything failed. What was in force stays in force (or, with [`ApplyError::state_unknown`], `program`
     /// is), and the next call writes everything again.
-    pub fn apply(&mut self, program: &Program) -> Result<Outcome, ApplyError> {
+    pub fn apply(&mut self, program: &B::Demand) -> Result<Outcome, ApplyError> {
         let Some(from) = &mut self.in_force else {
             return self.replace(program, None);
         };
-        let diff = ProgramDiff::between(from, program);
-        if diff.is_empty() {
+        let Some(diff) = from.difference(program) else {
             // Another program that demands the same: keep the newer one, so that the next difference shares more.
             *from = program.clone();
             return Ok(Outcome::Unchanged);
-        }
+        };
         match self.backend.update(from, program, &diff) {
             Ok(applied) => {
                 *from = program.clone();
@@ -64,7 +59,7 @@ impl<B: Backend> Reconciler<B> {
         }
     }
 
-    fn replace(&mut self, program: &Program, after: Option<ApplyError>) -> Result<Outcome, ApplyError> {
+    fn replace(&mut self, program: &B::Demand, after: Option<ApplyError>) -> Result<Outcome, ApplyError> {
         let applied = self.backend.replace(program)?;
         self.in_force = Some(program.clone());
         Ok(Outcome::Replaced { applied, after })
@@ -85,7 +80,7 @@ impl<B: Backend> Reconciler<B> {
     }
 
     /// The program that is certainly in force.
-    pub fn in_force(&self) -> Option<&Program> {
+    pub fn in_force(&self) -> Option<&B::Demand> {
         self.in_force.as_ref()
     }
 

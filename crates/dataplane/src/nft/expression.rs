@@ -66,6 +66,10 @@ enum Compare {
     AtLeast = 5,
 }
 
+/// Where a TCP header has its flags, and the one that resets.
+const TCP_FLAGS: u32 = 13;
+const TCP_RESET: u8 = 4;
+
 /// `enum nft_reject_types`.
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
@@ -80,6 +84,13 @@ pub(super) fn encode(rule: &Rule, list: &mut Attributes<'_>) {
     match rule {
         Rule::AcceptOpen => list.connection_has(Ct::State, ESTABLISHED).verdict(Verdict::Accept, None),
         Rule::AcceptFromNode => list.source_is_local().verdict(Verdict::Accept, None),
+        Rule::AcceptOwnResets => list
+            .connection_has(Ct::State, RELATED)
+            .meta(Meta::L4proto, FIRST)
+            .compare(Compare::Equal, &[Protocol::Tcp.number()])
+            .payload(Base::Transport, TCP_FLAGS, 1, FIRST)
+            .has_one_of(&[TCP_RESET])
+            .verdict(Verdict::Accept, None),
         Rule::Judge => list.verdict(Verdict::Jump, Some(ChainName::Judge)),
         Rule::AcceptNeighbourDiscovery => list.neighbour_discovery().verdict(Verdict::Accept, None),
         Rule::Ask(direction, family) => {
@@ -175,17 +186,22 @@ struct Expressions<'a>(Attributes<'a>);
 impl Expressions<'_> {
     /// One of the bits is set.
     fn connection_has(&mut self, key: Ct, bits: u32) -> &mut Self {
-        let zero = 0_u32.to_ne_bytes();
         self.add("ct", |ct| {
             ct.number(ct::KEY, key as u32).number(ct::DREG, FIRST);
         });
+        self.has_one_of(&bits.to_ne_bytes())
+    }
+
+    /// One of these bits is set in what was loaded last, as long as `bits`.
+    fn has_one_of<const LENGTH: usize>(&mut self, bits: &[u8; LENGTH]) -> &mut Self {
+        let zero = [0; LENGTH];
         self.add("bitwise", |bitwise| {
             bitwise
                 .number(bitwise::SREG, FIRST)
                 .number(bitwise::DREG, FIRST)
-                .number(bitwise::LEN, 4)
+                .number(bitwise::LEN, u32::try_from(LENGTH).unwrap_or(u32::MAX))
                 .nest(bitwise::MASK, |mask| {
-                    mask.bytes(data::VALUE, &bits.to_ne_bytes());
+                    mask.bytes(data::VALUE, bits);
                 })
                 .nest(bitwise::XOR, |xor| {
                     xor.bytes(data::VALUE, &zero);

@@ -105,7 +105,9 @@ impl Layout<'_> {
     pub(super) fn rules(self, chain: ChainName) -> Vec<Rule> {
         match chain {
             ChainName::Base(Hook::Forward) => self.forward(),
-            ChainName::Base(Hook::Output) => vec![Rule::AcceptOpen, Rule::AcceptFromNode, Rule::Judge],
+            ChainName::Base(Hook::Output) => {
+                vec![Rule::AcceptOpen, Rule::AcceptFromNode, Rule::AcceptOwnResets, Rule::Judge]
+            }
             ChainName::Judge => self.judge(),
             ChainName::Side(direction, family) => self.direction(direction, family),
             ChainName::Gate(direction, id) => self.gate(direction, id),

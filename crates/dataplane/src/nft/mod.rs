@@ -101,6 +101,8 @@ impl NftBackend {
 }
 
 impl Backend for NftBackend {
+    type Demand = Program;
+
     fn name(&self) -> &'static str {
         "nftables"
     }

@@ -75,6 +75,10 @@ pub enum Rule {
     /// Packets from an address of this node: kubelet probes, host-network pods. Only ever for the output hook: in the
     /// forward hook the source address proves nothing.
     AcceptFromNode,
+    /// TCP resets that this node makes for a connection it has refused. They carry the address of the connection's other
+    /// end, so the node's own exemption does not cover them, and that end may be a pod that may send nothing. Only ever for
+    /// the output hook, where nobody else sends resets.
+    AcceptOwnResets,
     /// Judges the packet; goes on when it is allowed.
     Judge,
     /// ICMPv6 types 133 to 136 (RFC 4861).
@@ -179,6 +183,7 @@ impl Rule {
         match self {
             Rule::AcceptOpen => Some("open connections".to_owned()),
             Rule::AcceptFromNode => Some("this node to its pods".to_owned()),
+            Rule::AcceptOwnResets => Some("our refusals".to_owned()),
             Rule::AcceptNeighbourDiscovery => Some("neighbour discovery".to_owned()),
             Rule::Admit { origin, .. } => Some(comment(origin)),
             Rule::AcceptItself(_) => Some("a pod to itself".to_owned()),

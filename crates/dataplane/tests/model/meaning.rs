@@ -38,7 +38,11 @@ impl Interpreter<'_> {
         let rules = self.rules.chains.iter().find(|(chain, _)| *chain == name).map(|(_, rules)| rules);
         for rule in rules.unwrap_or_else(|| panic!("a jump to chain {name}, which is not there")) {
             let (jump, goto) = match rule {
-                Rule::AcceptOpen | Rule::AllowErrors(_) | Rule::DropIfOutdated(_) | Rule::Count => continue,
+                Rule::AcceptOpen
+                | Rule::AcceptOwnResets
+                | Rule::AllowErrors(_)
+                | Rule::DropIfOutdated(_)
+                | Rule::Count => continue,
                 Rule::AcceptFromNode if self.from_node => return Verdict::Accept,
                 Rule::AcceptFromNode => continue,
                 Rule::AcceptNeighbourDiscovery if self.flow.transport.is_neighbour_discovery() => {

@@ -1,0 +1,134 @@
+//! Judging flows by an [`Acl`], the way a packet filter will: rule by rule.
+
+use std::net::IpAddr;
+
+use ringfence_model::{Direction, Flow, Transport};
+
+use super::{Acl, AclEntry, AclNamespace, AclPeers, AclPorts, Members, SetId};
+
+/// What a list says about a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AclJudgement<'a> {
+    /// The source's side.
+    pub egress: AclVerdict<'a>,
+    /// The destination's side.
+    pub ingress: AclVerdict<'a>,
+}
+
+impl AclJudgement<'_> {
+    /// Both sides said yes.
+    pub fn allowed(self) -> bool {
+        self.egress.allowed && self.ingress.allowed
+    }
+}
+
+/// What a list says about one direction of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AclVerdict<'a> {
+    /// Whether the flow may pass.
+    pub allowed: bool,
+    /// Why.
+    pub because: AclReason<'a>,
+}
+
+/// The part of the list that decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AclReason<'a> {
+    /// This node isolates no pod with that address in that direction.
+    NotIsolated,
+    /// Neighbour discovery.
+    NeighbourDiscovery,
+    /// A pod to its own address.
+    SameAddress,
+    /// Traffic between a pod and its own node.
+    OwnNode,
+    /// The first rule that admits it.
+    Rule {
+        /// The policy's namespace.
+        namespace: &'a str,
+        /// The policy.
+        policy: &'a str,
+        /// Position of the rule in the policy, from 0.
+        rule: usize,
+    },
+    /// No rule admits it.
+    NoRule,
+}
+
+impl Acl {
+    /// Judges a flow.
+    pub fn eval(&self, flow: &Flow) -> AclJudgement<'_> {
+        AclJudgement {
+            egress: self.eval_side(Direction::Egress, flow, flow.source, flow.destination),
+            ingress: self.eval_side(Direction::Ingress, flow, flow.destination, flow.source),
+        }
+    }
+
+    fn eval_side(&self, direction: Direction, flow: &Flow, subject: IpAddr, peer: IpAddr) -> AclVerdict<'_> {
+        let yes = |because| AclVerdict { allowed: true, because };
+        let isolated = self.side(direction).iter().find(|(_, namespace)| self.holds(namespace.isolated, subject));
+        let Some((name, namespace)) = isolated else {
+            return yes(AclReason::NotIsolated);
+        };
+        if flow.transport.is_neighbour_discovery() {
+            return yes(AclReason::NeighbourDiscovery);
+        }
+        if subject == peer {
+            return yes(AclReason::SameAddress);
+        }
+        if self.node_addresses.contains(&peer) {
+            return yes(AclReason::OwnNode);
+        }
+        self.first_rule(name, namespace, flow, subject, peer)
+            .map_or(AclVerdict { allowed: false, because: AclReason::NoRule }, yes)
+    }
+
+    fn first_rule<'a>(
+        &'a self,
+        name: &'a str,
+        namespace: &'a AclNamespace,
+        flow: &Flow,
+        subject: IpAddr,
+        peer: IpAddr,
+    ) -> Option<AclReason<'a>> {
+        let selecting = namespace.policies.iter().filter(|policy| self.holds(policy.selected, subject));
+        selecting.into_iter().find_map(|policy| {
+            let admits = |entry: &AclEntry| self.admits(entry, flow, peer);
+            let rule = policy.rules.iter().position(|rule| rule.entries.iter().any(admits))?;
+            Some(AclReason::Rule { namespace: name, policy: &policy.name, rule })
+        })
+    }
+
+    fn admits(&self, entry: &AclEntry, flow: &Flow, peer: IpAddr) -> bool {
+        let peers = match entry.peers {
+            AclPeers::Anyone => true,
+            AclPeers::Set(set) => self.holds(set, peer),
+        };
+        let ports = match (entry.ports, flow.transport) {
+            (AclPorts::Any, _) => true,
+            (AclPorts::Range(range), Transport::Port(protocol, port)) => {
+                range.protocol == protocol && (range.ports.first..=range.ports.last).contains(&port)
+            }
+            (AclPorts::Serving(set), Transport::Port(protocol, port)) => match self.members(set) {
+                Some(Members::Endpoints(endpoints)) => endpoints.contains(&(flow.destination, protocol, port)),
+                _ => false,
+            },
+            (AclPorts::Range(_) | AclPorts::Serving(_), _) => false,
+        };
+        peers && ports
+    }
+
+    fn members(&self, set: SetId) -> Option<&Members> {
+        self.sets.get(&set).map(|set| &set.members)
+    }
+
+    fn holds(&self, set: SetId, address: IpAddr) -> bool {
+        match self.members(set) {
+            Some(Members::Addresses(addresses)) => addresses.contains(&address),
+            Some(Members::Networks { cidrs, except }) => {
+                cidrs.iter().any(|cidr| cidr.contains(&address)) && !except.iter().any(|cidr| cidr.contains(&address))
+            }
+            Some(Members::Endpoints(_)) | None => false,
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What of ours is in the kernel, read from `iptables-save` and `ipset`. Of everything else only what leads to our chains
+//! is looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ringfence_model::Family;
+
+use super::members::normal;
+use super::name::{Edition, Hook, edition_of_chain, edition_of_set, is_our_chain};
+
+/// What of ours there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stock {
+    pub(super) families: BTreeMap<Family, Listing>,
+    /// Names of our sets.
+    pub(super) sets: Vec<String>,
+}
+
+/// What of ours is in the filter table of a family, and what leads there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Listing {
+    /// Our chains and their rules.
+    pub(super) chains: BTreeMap<String, Vec<String>>,
+    /// The rules of other chains that lead to ours: chain and rule.
+    references: Vec<(String, String)>,
+    /// The first rule of each other chain.
+    first: BTreeMap<String, String>,
+}
+
+impl Stock {
+    /// The editions that some chain without an edition leads to, ours or not.
+    pub(super) fn live(&self) -> BTreeSet<Edition> {
+        let mut live = BTreeSet::new();
+        for listing in self.families.values() {
+            let ours = Hook::ALL.into_iter().filter_map(|hook| listing.chains.get(hook.chain())).flatten();
+            let rules = ours.chain(listing.references.iter().map(|(_, rule)| rule));
+            live.extend(rules.filter_map(|rule| edition_of_chain(target(rule)?)));
+        }
+        live
+    }
+
+    /// The editions of which anything is there.
+    pub(super) fn editions(&self) -> BTreeSet<Edition> {
+        let chains = self.families.values().flat_map(|listing| listing.chains.keys());
+        let of_chains = chains.filter_map(|chain| edition_of_chain(chain));
+        of_chains.chain(self.sets.iter().filter_map(|set| edition_of_set(set))).collect()
+    }
+}
+
+impl Listing {
+    /// Reads the filter table of `iptables-save`.
+    pub(super) fn read(text: &str) -> Listing {
+        let mut listing = Listing::default();
+        let mut table = "";
+        for line in text.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = name;
+            }
+            if table != "filter" {
+                continue;
+            }
+            if let Some(chain) = line.strip_prefix(':').and_then(|line| line.split(' ').next()) {
+                if is_our_chain(chain) {
+                    listing.chains.entry(chain.to_owned()).or_default();
+                }
+            } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|line| line.split_once(' ')) {
+                listing.rule(chain, rule);
+            }
+        }
+        listing
+    }
+
+    fn rule(&mut self, chain: &str, rule: &str) {
+        if let Some(rules) = self.chains.get_mut(chain) {
+            rules.push(rule.to_owned());
+            return;
+        }
+        self.first.entry(chain.to_owned()).or_insert_with(|| rule.to_owned());
+        if target(rule).is_some_and(is_our_chain) {
+            self.references.push((chain.to_owned(), rule.to_owned()));
+        }
+    }
+
+    /// Whether each of the two built-in chains leads to ours first of all, once, and nothing else does.
+    pub(super) fn is_hooked(&self) -> bool {
+        self.mend_jumps().is_empty()
+    }
+
+    /// What it takes for that: nothing when it is so.
+    pub(super) fn mend_jumps(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for hook in Hook::ALL {
+            let jump = format!("-j {}", hook.chain());
+            let of_hook = |(chain, rule): &&(String, String)| chain == hook.builtin() && *rule == jump;
+            let jumps = self.references.iter().filter(of_hook).count();
+            if jumps == 1 && self.first.get(hook.builtin()) == Some(&jump) {
+                continue;
+            }
+            lines.extend((0..jumps).map(|_| format!("-D {} {jump}", hook.builtin())));
+            lines.push(format!("-I {} 1 {jump}", hook.builtin()));
+        }
+        let strays = self.references.iter().filter(|(chain, rule)| {
+            Hook::ALL.into_iter().all(|hook| chain != hook.builtin() || *rule != format!("-j {}", hook.chain()))
+        });
+        lines.extend(strays.map(|(chain, rule)| format!("-D {chain} {rule}")));
+        lines
+    }
+
+    /// What it takes that no chain of others leads to ours.
+    pub(super) fn unhook(&self) -> Vec<String> {
+        self.references.iter().map(|(chain, rule)| format!("-D {chain} {rule}")).collect()
+    }
+}
+
+/// The chain or target that a rule leads to. Text in quotes is what users wrote.
+fn target(rule: &str) -> Option<&str> {
+    let mut quoted = false;
+    let mut escaped = false;
+    let mut outside = |character: char| {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => quoted = !quoted,
+            _ => {}
+        }
+        !quoted && character == ' '
+    };
+    let mut words = rule.split(&mut outside);
+    words.find(|word| matches!(*word, "-j" | "-g"))?;
+    words.next()
+}
+
+/// Our sets in the output of `ipset list -name`.
+pub(super) fn set_names(text: &str) -> Vec<String> {
+    text.lines().filter(|name| edition_of_set(name).is_some()).map(str::to_owned).collect()
+}
+
+/// The members of our sets in the output of `ipset save`, each with the type of the set.
+pub(super) fn set_members(text: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let mut sets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.splitn(3, ' ');
+        let (Some(command), Some(name), Some(rest)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        if edition_of_set(name).is_none() {
+            continue;
+        }
+        let member = match command {
+            "create" => set_kind(rest),
+            _ => normal(rest),
+        };
+        sets.entry(name.to_owned()).or_default().insert(member);
+    }
+    sets
+}
+
+/// The type and the family of a set, in what follows its name in the line that creates it.
+pub(super) fn set_kind(parameters: &str) -> String {
+    parameters.split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+/// How many rules of others all tables of an `iptables-save` have.
+pub(super) fn rules_of_others(text: &str) -> usize {
+    let chains = text.lines().filter_map(|line| line.strip_prefix("-A ")?.split(' ').next());
+    chains.filter(|chain| !is_our_chain(chain)).count()
+}
+
+/// Whether an `iptables-save` has a chain of that name.
+pub(super) fn has_chain(text: &str, chain: &str) -> bool {
+    text.lines().any(|line| line.strip_prefix(':').and_then(|line| line.split(' ').next()) == Some(chain))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAVED: &str = "*nat\n:RF-FORWARD - [0:0]\n-A FORWARD -j RF-FORWARD\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\n\
+        :DOCKER - [0:0]\n:RF-FORWARD - [0:0]\n:RF3-NS-IN-AAAAAAAAAAAAAAAA - [0:0]\n\
+        -A FORWARD -m comment --comment \"see \\\" -j RF-FORWARD \" -j DOCKER\n-A FORWARD -j RF-FORWARD\n\
+        -A FORWARD -j RF-FORWARD\n-A DOCKER -g RF-OUTPUT\n\
+        -A RF-FORWARD -m set --match-set rf3-iso4-AAAAAAAAAAAAAAAA dst -j RF3-NS-IN-AAAAAAAAAAAAAAAA\nCOMMIT\n";
+
+    #[test]
+    fn jumps_are_mended() {
+        let listing = Listing::read(SAVED);
+        assert_eq!(listing.chains.len(), 2);
+        assert_eq!(
+            listing.mend_jumps(),
+            [
+                "-D FORWARD -j RF-FORWARD",
+                "-D FORWARD -j RF-FORWARD",
+                "-I FORWARD 1 -j RF-FORWARD",
+                "-I OUTPUT 1 -j RF-OUTPUT",
+                "-D DOCKER -g RF-OUTPUT",
+            ]
+        );
+        let good = Listing::read("*filter\n-A FORWARD -j RF-FORWARD\n-A FORWARD -j X\n-A OUTPUT -j RF-OUTPUT\n");
+        assert!(good.is_hooked());
+    }
+
+    #[test]
+    fn the_edition_in_force_is_found() {
+        let stock = Stock { families: [(Family::V4, Listing::read(SAVED))].into(), sets: vec!["rf0-hold4".to_owned()] };
+        let editions: Vec<Edition> = Edition::all().collect();
+        assert_eq!(stock.live(), [editions[3]].into());
+        assert_eq!(stock.editions(), [editions[0], editions[3]].into());
+    }
+}

@@ -1,0 +1,685 @@
+//! The iptables backend: writes access control lists as rules that people can read, and sets.
+//!
+//! ```text
+//! Acl ─► layout ─► chains, sets ─► plan::replace ─┐
+//! AclDiff ─────────────────────► plan::update ────┴─► steps ─► ipset restore, iptables-restore ─► kernel
+//! ```
+//!
+//! Everything of ours has a name that tells (`name`), in the filter tables of both families and among the sets. Nothing
+//! else is ever written, except two jumps to our chains.
+//!
+//! # Why no packet passes that neither the old nor the new list allows
+//!
+//! A packet looks at rules as they were when it met the first of them, but at each set as it is at that moment; and there
+//! is no transaction over rules and sets. A *new edition* ([`Backend::replace`]) has all names different: its sets are
+//! made first, then one transaction for each family brings its rules into force. Every packet sees one edition.
+//!
+//! An *update* stays in its edition. Call one more member of a set of isolated pods, or one less of any other set, a
+//! *taking*; the opposite a *giving*. Whatever the rules are, a taking allows no packet more and a giving refuses none
+//! more, because rules ask sets for members only and never for non-members. An update that only takes, or only gives,
+//! therefore has no wrong moment. Any other goes like this:
+//!
+//! 1. Sets that only the new rules ask are made with all members; no rule asks them yet. Then all takings. Sets that
+//!    both lists have now hold what is allowed by both: so the old rules allow no more than the old list.
+//! 2. Grace: packets that have looked at a set before its taking are through.
+//! 3. The new rules. They ask sets that are new or hold what both allow, so they allow no more than the new list.
+//! 4. Grace: packets that are led by old rules are through. None of them may meet a giving.
+//! 5. All givings. With the new rules these allow no more than the new list.
+//! 6. Sets that no rule asks any more are destroyed.
+//!
+//! A set that outgrows its size is made larger under another name, with the members that the step is about to give it,
+//! and swapped. A namespace that comes to the node or leaves it comes or goes with its set of isolated pods, which is made
+//! and destroyed, not changed: it is isolated, and free again, by the rules, at step 3.
+//!
+//! Between takings and givings packets are refused that both lists allow. They must not be told so: connections would
+//! break. From before the first taking until a grace after the last giving the set `hold` has everybody in it, and
+//! refusals are silent; the sender tries again. A crash in between leaves that silence and what both lists allow.
+//!
+//! Where only rules change, or only rules and sets that one list does not have, a transaction for each family is all.
+
+mod diff;
+mod layout;
+mod listing;
+mod members;
+#[cfg(test)]
+mod model;
+mod name;
+mod plan;
+mod tools;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::{self, Write as _};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use ringfence_compile::acl::{Acl, AclEntry, AclPolicy, AclPorts};
+use ringfence_model::{Direction, Family};
+
+pub use diff::AclDiff;
+
+use crate::backend::{Applied, ApplyError, Backend};
+use crate::nft::DenyAction;
+use layout::Layout;
+use listing::{Stock, set_kind, set_members};
+use name::{Edition, Names};
+use plan::{Capacities, Step, Work};
+use tools::{Failure, Tools, grace};
+
+/// How often to try to destroy a set: the kernel lets go of deleted rules a moment later.
+const DESTROY_ATTEMPTS: u32 = 50;
+const DESTROY_PAUSE: Duration = Duration::from_millis(20);
+
+/// One of the two implementations of iptables, which do not see each other's rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Variant {
+    /// Rules in nftables.
+    Nft,
+    /// Rules in the older tables of the kernel.
+    Legacy,
+}
+
+impl Variant {
+    /// Both.
+    pub const ALL: [Variant; 2] = [Variant::Nft, Variant::Legacy];
+
+    /// The other one.
+    pub fn other(self) -> Variant {
+        match self {
+            Variant::Nft => Variant::Legacy,
+            Variant::Legacy => Variant::Nft,
+        }
+    }
+
+    /// The one that the kubelet and kube-proxy of this host use, by the chains they leave as a hint; else the one with
+    /// more rules; else the one behind the name `iptables`.
+    ///
+    /// # Errors
+    /// Neither is installed.
+    pub fn detect() -> Result<Variant, ApplyError> {
+        Tools::detect()
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Variant::Nft => "nft",
+            Variant::Legacy => "legacy",
+        })
+    }
+}
+
+/// The bit of a packet's mark that rules may use. It is clear when a packet has passed our chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mark(u32);
+
+/// A mark that is not one bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a mark is one bit of 32, such as 0x2000")]
+pub struct InvalidMark;
+
+impl Mark {
+    /// A mark, if exactly one bit is set.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn new(bits: u32) -> Result<Mark, InvalidMark> {
+        if bits.is_power_of_two() { Ok(Mark(bits)) } else { Err(InvalidMark) }
+    }
+
+    /// The mark with this bit set and all others clear.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl Default for Mark {
+    /// Kubernetes uses 0x4000 and 0x8000.
+    fn default() -> Mark {
+        Mark(0x2000)
+    }
+}
+
+/// As `0x2000` or `8192`.
+impl FromStr for Mark {
+    type Err = InvalidMark;
+
+    fn from_str(text: &str) -> Result<Mark, InvalidMark> {
+        let bits = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+            Some(digits) => u32::from_str_radix(digits, 16),
+            None => text.parse(),
+        };
+        Mark::new(bits.map_err(|_| InvalidMark)?)
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// Choices of the administrator.
+#[derive(Clone, Debug, Default)]
+pub struct IptablesOptions {
+    /// Which iptables; nothing for [`Variant::detect`].
+    pub variant: Option<Variant>,
+    /// What to do with packets that are refused.
+    pub deny: DenyAction,
+    /// The mark bit to use.
+    pub mark: Mark,
+    /// The addresses that policies are about: traffic with others is let through. A family of which no network is given is
+    /// about all its addresses.
+    pub pod_ip_range: Vec<IpNet>,
+}
+
+/// A policy that could not be written. The pods it selects stay isolated, and it allows them nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedPolicy {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub policy: Arc<str>,
+    /// What was wrong.
+    pub reason: String,
+}
+
+/// A policy's namespace and its name.
+type PolicyName = (Arc<str>, Arc<str>);
+
+/// Policies to close, with the reason.
+type Closed = BTreeMap<PolicyName, String>;
+
+/// Enforces lists with iptables and ipset, in the network namespace of the calling thread.
+#[derive(Debug)]
+pub struct IptablesBackend {
+    options: IptablesOptions,
+    tools: Tools,
+    notes: Vec<String>,
+    /// Whether rules can compare addresses; nothing until that was tried.
+    compares: Option<bool>,
+    /// The edition in force; nothing when that is not certain.
+    edition: Option<Edition>,
+    capacities: Capacities,
+    refused: Vec<RefusedPolicy>,
+    /// How the tools list what they were given, when they do not list it as it was given: fingerprints of both.
+    spelling: Option<(u64, u64)>,
+    /// After how many steps to stop.
+    steps_left: Option<usize>,
+}
+
+/// A step that failed.
+struct Stopped {
+    error: ApplyError,
+    /// What a tool refused, if one did.
+    refusal: Option<Refusal>,
+}
+
+/// What a tool did not take.
+struct Refusal {
+    /// The line, when the tool told: the kernel sees the older tables as a whole.
+    line: Option<String>,
+    /// The family whose rules were to be written; none for sets.
+    family: Option<Family>,
+    said: String,
+}
+
+impl From<ApplyError> for Stopped {
+    fn from(error: ApplyError) -> Stopped {
+        Stopped { error, refusal: None }
+    }
+}
+
+impl IptablesBackend {
+    /// Finds the tools. The kernel is not changed.
+    ///
+    /// # Errors
+    /// Tools are missing, or cannot list what there is.
+    pub fn open(options: IptablesOptions) -> Result<IptablesBackend, ApplyError> {
+        let variant = match options.variant {
+            Some(variant) => variant,
+            None => Variant::detect()?,
+        };
+        let tools = Tools::find(variant)?;
+        let mut notes = Vec::new();
+        if !tools.families.contains(&Family::V6) {
+            notes.push("the kernel has no IPv6: nothing is written for it".to_owned());
+        }
+        if tools.has_own_lock() {
+            notes.push(
+                "/run/xtables.lock cannot be opened: others who write legacy rules do not wait for us".to_owned(),
+            );
+        }
+        Ok(IptablesBackend {
+            options,
+            tools,
+            notes,
+            compares: None,
+            edition: None,
+            capacities: Capacities::new(),
+            refused: Vec::new(),
+            spelling: None,
+            steps_left: None,
+        })
+    }
+
+    /// The variant in use.
+    pub fn variant(&self) -> Variant {
+        self.tools.variant
+    }
+
+    /// What the administrator should know about this host. Complete after the first program.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The policies of the last program that could not be written. They are tried again with the next one.
+    pub fn refused(&self) -> &[RefusedPolicy] {
+        &self.refused
+    }
+
+    /// Our chains in the variant that is not in use. They are in force too.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub fn stale_in_other(&self) -> Result<Vec<String>, ApplyError> {
+        let Ok(other) = Tools::find(self.tools.variant.other()) else {
+            return Ok(Vec::new());
+        };
+        let mut chains = BTreeSet::new();
+        for family in &other.families {
+            chains.extend(other.listing(*family)?.chains.into_keys());
+        }
+        Ok(chains.into_iter().collect())
+    }
+
+    /// Stops after so many steps, and in all that is called later, as a crash would. For tests.
+    pub fn stop_after(&mut self, steps: usize) {
+        self.steps_left = Some(steps);
+    }
+
+    /// Looks whether the kernel has what `program`, the last one applied, says: jumps, chains, rules, sets and members. If
+    /// not, or if policies were refused, writes everything anew. Whether it had to.
+    ///
+    /// # Errors
+    /// As [`Backend::replace`], or the kernel cannot be asked.
+    pub fn repair(&mut self, program: &Acl) -> Result<bool, ApplyError> {
+        if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
+            let (hooked, found) = self.found()?;
+            let expected = self.expected(program, edition);
+            if hooked && (found == expected || self.spelling == Some((expected, found))) {
+                return Ok(false);
+            }
+        }
+        self.replace(program)?;
+        if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
+            let (_, found) = self.found()?;
+            self.spelling = Some((self.expected(program, edition), found));
+        }
+        Ok(true)
+    }
+
+    /// Whether the jumps are right, and a fingerprint of our chains and sets.
+    fn found(&self) -> Result<(bool, u64), ApplyError> {
+        let mut hasher = DefaultHasher::new();
+        let mut hooked = true;
+        for family in &self.tools.families {
+            let listing = self.tools.listing(*family)?;
+            hooked &= listing.is_hooked();
+            listing.chains.hash(&mut hasher);
+        }
+        set_members(&self.tools.saved_sets()?).hash(&mut hasher);
+        Ok((hooked, hasher.finish()))
+    }
+
+    /// The fingerprint there should be.
+    fn expected(&self, program: &Acl, edition: Edition) -> u64 {
+        let layout = self.layout(program, edition);
+        let mut hasher = DefaultHasher::new();
+        let mut sets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for family in &self.tools.families {
+            layout.chains(*family).into_iter().collect::<BTreeMap<_, _>>().hash(&mut hasher);
+            for set in layout.sets(*family) {
+                let line = set.create(0);
+                let kind = line.splitn(3, ' ').nth(2).map(set_kind);
+                sets.insert(set.name, set.elements.into_iter().chain(kind).collect());
+            }
+        }
+        sets.hash(&mut hasher);
+        hasher.finish()
+    }
+
+    fn layout<'a>(&'a self, acl: &'a Acl, edition: Edition) -> Layout<'a> {
+        Layout { acl, options: &self.options, edition, compares: self.compares.unwrap_or_default() }
+    }
+
+    /// Whether the kernel takes rules that compare addresses. Tried once.
+    fn probe(&mut self) -> Result<(), ApplyError> {
+        if self.compares.is_some() {
+            return Ok(());
+        }
+        let mut compares = true;
+        for family in &self.tools.families {
+            compares &= self.takes(*family, &[layout::reaches_itself(*family)])?;
+        }
+        if !compares {
+            self.notes.push(
+                "the kernel has no xt_bpf: an isolated pod reaches itself through a Service only if policies allow it"
+                    .to_owned(),
+            );
+        }
+        self.compares = Some(compares);
+        Ok(())
+    }
+
+    /// Whether the kernel takes some rules, tried with a chain that nothing leads to.
+    fn takes(&self, family: Family, rules: &[String]) -> Result<bool, ApplyError> {
+        let [try_it, undo] = plan::trial(rules);
+        match self.tools.restore_rules(family, &try_it) {
+            Ok(()) => {
+                let undone = self.tools.restore_rules(family, &undo);
+                undone.map(|()| true).map_err(|failure| failure.unanswered("undoing a trial"))
+            }
+            Err(Failure::NotRun(error)) => Err(error),
+            Err(Failure::Refused(_)) => Ok(false),
+        }
+    }
+
+    /// Performs the steps of a program. A set that something of others asks cannot be destroyed: that fails no program.
+    fn run(&mut self, steps: &[Step]) -> Result<Applied, Stopped> {
+        let mut applied = Applied::default();
+        for step in steps {
+            if let Some(left) = &mut self.steps_left {
+                *left = left
+                    .checked_sub(1)
+                    .ok_or_else(|| ApplyError::Unsent { operation: step.title, source: "stopped on request".into() })?;
+            }
+            match (self.perform(step, &mut applied), &step.work) {
+                (Err(Stopped { error: ApplyError::Refused { .. }, .. }), Work::Destroy(_)) => {}
+                (result, _) => result?,
+            }
+        }
+        Ok(applied)
+    }
+
+    fn perform(&self, step: &Step, applied: &mut Applied) -> Result<(), Stopped> {
+        let (lines, result) = match &step.work {
+            Work::Grace => {
+                grace();
+                return Ok(());
+            }
+            Work::Destroy(names) => return self.destroy(names.clone(), applied).map_err(Stopped::from),
+            Work::Sets(lines) => (lines, self.tools.restore_sets(&text(lines))),
+            Work::Rules(family, lines) => (lines, self.tools.restore_rules(*family, &text(lines))),
+        };
+        match result {
+            Ok(()) => {
+                applied.messages += lines.len();
+                applied.bytes += lines.iter().map(|line| line.len() + 1).sum::<usize>();
+                applied.elements_added += lines.iter().filter(|line| line.starts_with("add ")).count();
+                applied.elements_removed += lines.iter().filter(|line| line.starts_with("del ")).count();
+                Ok(())
+            }
+            Err(Failure::NotRun(error)) => Err(error.into()),
+            Err(Failure::Refused(said)) => {
+                let line = refused_line(&said).and_then(|number| lines.get(number.checked_sub(1)?));
+                let line = line.filter(|line| *line != "COMMIT").cloned();
+                let operation = match &line {
+                    Some(line) => format!("`{line}` ({})", step.title),
+                    None => format!("to {}", step.title),
+                };
+                let family = if let Work::Rules(family, _) = step.work { Some(family) } else { None };
+                let refusal = Some(Refusal { line, family, said: said.clone() });
+                Err(Stopped { error: ApplyError::Refused { operation, source: io::Error::other(said) }, refusal })
+            }
+        }
+    }
+
+    /// Destroys sets, with patience.
+    fn destroy(&self, mut names: Vec<String>, applied: &mut Applied) -> Result<(), ApplyError> {
+        applied.messages += names.len();
+        for _ in 0..DESTROY_ATTEMPTS {
+            let lines: Vec<String> = names.iter().map(|name| format!("destroy {name}")).collect();
+            let said = match self.tools.restore_sets(&text(&lines)) {
+                Ok(()) => return Ok(()),
+                Err(Failure::NotRun(error)) => return Err(error),
+                Err(Failure::Refused(said)) => said,
+            };
+            // The ones before it are gone. It is tried again, after the others.
+            let done = refused_line(&said).and_then(|number| number.checked_sub(1)).filter(|done| *done < names.len());
+            let Some(done) = done else {
+                return Err(ApplyError::Refused {
+                    operation: "destroying sets".to_owned(),
+                    source: io::Error::other(said),
+                });
+            };
+            names.drain(..done);
+            names.rotate_left(1);
+            thread::sleep(DESTROY_PAUSE);
+        }
+        let operation = format!("destroying {}", names.join(" "));
+        Err(ApplyError::Refused { operation, source: io::ErrorKind::ResourceBusy.into() })
+    }
+
+    /// Writes everything. Policies that the tools refuse are closed, until they take the rest or refuse something else.
+    fn write(&mut self, program: &Acl) -> Result<Applied, ApplyError> {
+        self.edition = None;
+        self.refused.clear();
+        self.probe()?;
+        let mut closed = invalid(program);
+        loop {
+            let stock = self.tools.stock()?;
+            let edition = plan::free_edition(&stock);
+            let narrowed = narrow(program, &closed);
+            let mut capacities = Capacities::new();
+            let layout = self.layout(&narrowed, edition);
+            let steps = plan::replace(layout, &self.tools.families, &stock, &mut capacities);
+            let stopped = match self.run(&steps) {
+                Ok(applied) => {
+                    self.edition = Some(edition);
+                    self.capacities = capacities;
+                    let refused = |((namespace, policy), reason)| RefusedPolicy { namespace, policy, reason };
+                    self.refused = closed.into_iter().map(refused).collect();
+                    return Ok(applied);
+                }
+                Err(stopped) => stopped,
+            };
+            let culprits = match &stopped.refusal {
+                None => return Err(stopped.error),
+                Some(Refusal { line: Some(line), .. }) => culprits(&narrowed, Names(edition), line),
+                Some(Refusal { family: Some(family), .. }) => {
+                    self.untakable(self.layout(&narrowed, edition), *family)?
+                }
+                Some(_) => Vec::new(),
+            };
+            if culprits.is_empty() {
+                return Err(stopped.error);
+            }
+            let reason = stopped.refusal.map(|refusal| refusal.said).unwrap_or_default();
+            closed.extend(culprits.into_iter().map(|policy| (policy, reason.clone())));
+        }
+    }
+
+    /// The policies whose rules the kernel does not take, each tried alone. Their sets must be there.
+    fn untakable(&self, layout: Layout<'_>, family: Family) -> Result<Vec<PolicyName>, ApplyError> {
+        let mut untakable = Vec::new();
+        for direction in Direction::ALL {
+            for (namespace, policy) in policies_of(layout.acl, direction) {
+                let chains = layout.policy(direction, namespace, policy, family);
+                let rules: Vec<String> = chains.into_iter().flat_map(|(_, rules)| rules).collect();
+                if !rules.is_empty() && !self.takes(family, &rules)? {
+                    untakable.push((namespace.clone(), policy.name.clone()));
+                }
+            }
+        }
+        Ok(untakable)
+    }
+}
+
+impl Backend for IptablesBackend {
+    type Demand = Acl;
+
+    fn name(&self) -> &'static str {
+        "iptables"
+    }
+
+    fn replace(&mut self, program: &Acl) -> Result<Applied, ApplyError> {
+        self.write(program)
+    }
+
+    fn update(&mut self, from: &Acl, to: &Acl, diff: &AclDiff) -> Result<Applied, ApplyError> {
+        let (Some(edition), [], true) = (self.edition, self.refused.as_slice(), invalid(to).is_empty()) else {
+            return self.write(to);
+        };
+        let mut capacities = std::mem::take(&mut self.capacities);
+        let (old, new) = (self.layout(from, edition), self.layout(to, edition));
+        let Some(steps) = plan::update(old, new, diff, &self.tools.families, &mut capacities) else {
+            return self.write(to);
+        };
+        // Until all steps are done nothing is certain.
+        self.edition = None;
+        let applied = self.run(&steps).map_err(|stopped| name_policies(stopped, to, Names(edition)))?;
+        self.edition = Some(edition);
+        self.capacities = capacities;
+        Ok(applied)
+    }
+
+    /// Removes ours from both variants, and touches only one that has something of ours.
+    fn cleanup(&mut self) -> Result<(), ApplyError> {
+        self.edition = None;
+        self.refused.clear();
+        if let Ok(other) = Tools::find(self.tools.variant.other()) {
+            let mut families = BTreeMap::new();
+            for family in &other.families {
+                families.insert(*family, other.listing(*family)?);
+            }
+            let steps = plan::cleanup(&Stock { families, sets: Vec::new() });
+            let ours = std::mem::replace(&mut self.tools, other);
+            let result = self.run(&steps);
+            self.tools = ours;
+            result.map_err(|stopped| stopped.error)?;
+        }
+        let steps = plan::cleanup(&self.tools.stock()?);
+        self.run(&steps).map_err(|stopped| stopped.error)?;
+        match self.tools.stock()?.sets.as_slice() {
+            [] => Ok(()),
+            sets => Err(ApplyError::Refused {
+                operation: format!("destroying {}", sets.join(" ")),
+                source: io::ErrorKind::ResourceBusy.into(),
+            }),
+        }
+    }
+}
+
+/// What [`Backend::replace`] would have restored into a kernel with nothing of ours in it, step by step.
+pub fn render(acl: &Acl, options: &IptablesOptions) -> String {
+    let closed = invalid(acl);
+    let acl = narrow(acl, &closed);
+    let layout = Layout { acl: &acl, options, edition: Edition::default(), compares: true };
+    let steps = plan::replace(layout, &Family::ALL, &Stock::default(), &mut Capacities::new());
+    let mut script = String::new();
+    for (number, step) in (1..).zip(&steps) {
+        let (tool, lines) = match &step.work {
+            Work::Sets(lines) => ("ipset restore", lines),
+            Work::Rules(Family::V4, lines) => ("iptables-restore --noflush", lines),
+            Work::Rules(Family::V6, lines) => ("ip6tables-restore --noflush", lines),
+            Work::Grace | Work::Destroy(_) => continue,
+        };
+        let separator = if script.is_empty() { "" } else { "\n" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(script, "{separator}# {number}. {tool}: {}", step.title);
+        script.push_str(&text(lines));
+    }
+    script
+}
+
+/// The list with some policies closed.
+fn narrow(acl: &Acl, closed: &Closed) -> Acl {
+    if closed.is_empty() {
+        return acl.clone();
+    }
+    let is_closed = |namespace: &str, policy: &str| closed.contains_key(&(namespace.into(), policy.into()));
+    layout::without(acl, is_closed)
+}
+
+fn text(lines: &[String]) -> String {
+    let mut text = String::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
+    for line in lines {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
+}
+
+/// The number of the line that a tool complains about.
+fn refused_line(said: &str) -> Option<usize> {
+    said.match_indices("line").find_map(|(at, word)| {
+        let rest = said.get(at + word.len()..)?.trim_start_matches([':', ' ']);
+        let end = rest.find(|character: char| !character.is_ascii_digit()).unwrap_or(rest.len());
+        rest.get(..end)?.parse().ok()
+    })
+}
+
+/// Policies that cannot be written, found without asking the tools.
+fn invalid(acl: &Acl) -> Closed {
+    let mut closed = Closed::new();
+    let backwards =
+        |entry: &AclEntry| matches!(entry.ports, AclPorts::Range(range) if range.ports.first > range.ports.last);
+    for (namespace, policy) in policies(acl) {
+        if policy.rules.iter().flat_map(|rule| &rule.entries).any(backwards) {
+            closed
+                .insert((namespace.clone(), policy.name.clone()), "a range of ports ends before it starts".to_owned());
+        }
+    }
+    closed
+}
+
+/// All policies, those of both directions twice, with their namespaces.
+fn policies(acl: &Acl) -> impl Iterator<Item = (&Arc<str>, &Arc<AclPolicy>)> {
+    Direction::ALL.into_iter().flat_map(|direction| policies_of(acl, direction))
+}
+
+fn policies_of(acl: &Acl, direction: Direction) -> impl Iterator<Item = (&Arc<str>, &Arc<AclPolicy>)> {
+    let namespaces = acl.side(direction).iter();
+    namespaces.flat_map(|(name, namespace)| namespace.policies.iter().map(move |policy| (name, policy)))
+}
+
+/// The policies that a line is about: whose rule it is, or who refers to the set. None, when it is not about policies.
+fn culprits(acl: &Acl, names: Names, line: &str) -> Vec<PolicyName> {
+    let Some(name) = line.strip_prefix(':').unwrap_or(line).split(' ').find(|word| word.starts_with(['R', 'r'])) else {
+        return Vec::new();
+    };
+    let has_rule = |namespace: &str, policy: &AclPolicy| {
+        let rules = 0..policy.rules.len();
+        rules.into_iter().any(|rule| {
+            Direction::ALL.into_iter().any(|direction| names.rule(direction, namespace, &policy.name, rule) == name)
+        })
+    };
+    let is_set = |policy: &AclPolicy| {
+        layout::policy_sets(policy).any(|id| {
+            let role = acl.sets.get(&id).map(|set| set.role);
+            Family::ALL.into_iter().any(|family| {
+                names.temporary(family, id) == name || role.is_some_and(|role| names.set(role, family, id) == name)
+            })
+        })
+    };
+    let about = policies(acl).filter(|(namespace, policy)| has_rule(namespace, policy) || is_set(policy));
+    about.map(|(namespace, policy)| (namespace.clone(), policy.name.clone())).collect()
+}
+
+/// Adds to a refusal the policies it is about.
+fn name_policies(stopped: Stopped, acl: &Acl, names: Names) -> ApplyError {
+    let line = stopped.refusal.and_then(|refusal| refusal.line);
+    let culprits = line.map_or_else(Vec::new, |line| culprits(acl, names, &line));
+    match (stopped.error, culprits.first()) {
+        (ApplyError::Refused { operation, source }, Some((namespace, policy))) => {
+            ApplyError::Refused { operation: format!("{operation} for policy {namespace}/{policy}"), source }
+        }
+        (error, _) => error,
+    }
+}

@@ -1,0 +1,253 @@
+//! Random access control lists, in sequences: small worlds, so that the lists meet in every set.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arbitrary::Unstructured;
+use imbl::OrdMap;
+use ipnet::IpNet;
+use ringfence_compile::acl::{
+    Acl, AclCompiler, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId, SetRole,
+};
+use ringfence_compile::{Cluster, Compiler as _, ProtocolRange, Touched};
+use ringfence_model::{Direction, Family, Flow, PortRange, Protocol, Transport};
+use ringfence_scenario::{Event, bytes, events};
+
+const LOCAL: [&str; 8] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "fd00::1", "fd00::2", "fd00::3", "fd00::4"];
+const PEERS: [&str; 10] = [
+    "10.0.0.1",
+    "10.0.0.3",
+    "10.9.0.1",
+    "10.9.0.2",
+    "127.255.255.255",
+    "128.0.0.0",
+    "fd00::1",
+    "fd00::3",
+    "fd00:9::1",
+    "fd00:9::2",
+];
+const BLOCKS: [(&[&str], &[&str]); 10] = [
+    (&["0.0.0.0/0"], &[]),
+    (&["0.0.0.0/0"], &["128.0.0.0/1"]),
+    (&["0.0.0.0/0"], &["10.9.0.0/31", "10.9.0.1/32", "127.0.0.0/8"]),
+    (&["::/0"], &[]),
+    (&["::/0"], &["fd00:9::/64"]),
+    (&["::/0"], &["8000::/1"]),
+    (&["10.9.0.0/24", "10.9.0.2/32", "fd00:9::/127"], &[]),
+    (&["10.0.0.0/8"], &["10.0.0.0/30", "10.9.0.1/32"]),
+    (&["0.0.0.0/0", "::/0"], &[]),
+    (&["128.0.0.0/1"], &["255.0.0.0/8"]),
+];
+const PORTS: [u16; 4] = [1, 80, 81, 65535];
+const NAMESPACES: [&str; 3] = ["a", "b", "c"];
+
+fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// The lists that a compiler makes of random clusters, the node's own addresses left out: what the hooks say about them
+/// does not depend on them.
+pub(crate) fn compiled(seed: u64) -> Vec<Acl> {
+    let bytes = bytes(seed, 12_000);
+    let mut u = Unstructured::new(&bytes);
+    let events = events(&mut u, 120).unwrap();
+    let batch = usize::try_from(seed % 25).unwrap() + 1;
+    let mut cluster = Cluster::new();
+    let mut compiler = AclCompiler::for_node(Arc::from("node-1"));
+    let mut lists = Vec::new();
+    for batch in events.chunks(batch) {
+        let mut touched = Touched::default();
+        for event in batch {
+            match event {
+                Event::Apply(object) => cluster.apply(object.clone(), &mut touched).unwrap(),
+                Event::Delete(key) => cluster.delete(key, &mut touched),
+            }
+        }
+        lists.push(Acl { node_addresses: BTreeSet::new(), ..compiler.compile(&cluster, &touched) });
+    }
+    lists
+}
+
+/// Lists that no compiler need make: whatever the types allow. Each shares some parts with the one before.
+pub(crate) fn arbitrary(seed: u64) -> Vec<Acl> {
+    let bytes = bytes(seed, 30_000);
+    let mut u = Unstructured::new(&bytes);
+    let mut lists: Vec<Acl> = Vec::new();
+    for _ in 0..4 {
+        let list = list(&mut u, lists.last()).unwrap();
+        lists.push(list);
+    }
+    lists
+}
+
+fn list(u: &mut Unstructured<'_>, before: Option<&Acl>) -> arbitrary::Result<Acl> {
+    let mut acl = Acl::empty(Arc::from("node"));
+    for (number, direction) in Direction::ALL.into_iter().enumerate() {
+        let kept = before.filter(|_| u.ratio(1, 2).unwrap_or_default());
+        let side = match kept {
+            Some(before) => before.side(direction).clone(),
+            None => side(u, number)?,
+        };
+        match direction {
+            Direction::Ingress => acl.ingress = side,
+            Direction::Egress => acl.egress = side,
+        }
+    }
+    let mut used = BTreeSet::new();
+    for namespace in acl.ingress.values().chain(acl.egress.values()) {
+        used.insert(namespace.isolated);
+        for policy in &namespace.policies {
+            used.insert(policy.selected);
+            for entry in policy.rules.iter().flat_map(|rule| &rule.entries) {
+                used.extend(if let AclPeers::Set(id) = entry.peers { Some(id) } else { None });
+                used.extend(if let AclPorts::Serving(id) = entry.ports { Some(id) } else { None });
+            }
+        }
+    }
+    let keep_sets = u.ratio(1, 4)?;
+    for id in used {
+        let before = before.and_then(|before| before.sets.get(&id)).filter(|_| keep_sets);
+        let set = match before {
+            Some(set) => set.clone(),
+            None => set(u, id)?,
+        };
+        acl.sets.insert(id, set);
+    }
+    // An address belongs to one pod.
+    for direction in Direction::ALL {
+        let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
+        for namespace in acl.side(direction).clone().values() {
+            let set = acl.sets.get_mut(&namespace.isolated).unwrap();
+            if let Members::Addresses(addresses) = &mut set.members {
+                *addresses = addresses.iter().filter(|address| taken.insert(**address)).copied().collect();
+            }
+        }
+    }
+    Ok(acl)
+}
+
+/// The digits of a set's number, in 8 bits each from the top: role, then which. So all of it is in the name.
+fn id(role: u8, which: usize) -> SetId {
+    SetId(u128::from(role) << 120 | (which as u128) << 112)
+}
+
+fn side(u: &mut Unstructured<'_>, number: usize) -> arbitrary::Result<OrdMap<Arc<str>, Arc<AclNamespace>>> {
+    let mut side = OrdMap::new();
+    for (place, name) in NAMESPACES.into_iter().enumerate() {
+        if u.ratio(1, 3)? {
+            continue;
+        }
+        let mut policies = Vec::new();
+        for policy in ["p", "q"] {
+            if u.ratio(1, 3)? {
+                continue;
+            }
+            let mut rules = Vec::new();
+            for _ in 0..u.int_in_range(0..=2)? {
+                let mut entries = BTreeSet::new();
+                for _ in 0..u.int_in_range(0..=2)? {
+                    entries.insert(entry(u)?);
+                }
+                rules.push(AclRule { entries: entries.into_iter().collect() });
+            }
+            let selected = id(1, u.int_in_range(0..=2)?);
+            policies.push(Arc::new(AclPolicy { name: Arc::from(policy), selected, rules }));
+        }
+        let namespace = AclNamespace { isolated: id(0, 8 * number + place), policies };
+        side.insert(Arc::from(name), Arc::new(namespace));
+    }
+    Ok(side)
+}
+
+fn entry(u: &mut Unstructured<'_>) -> arbitrary::Result<AclEntry> {
+    let peers = match u.int_in_range(0..=4)? {
+        0 => AclPeers::Anyone,
+        1 | 2 => AclPeers::Set(id(2, u.int_in_range(0..=2)?)),
+        _ => AclPeers::Set(id(3, u.choose_index(BLOCKS.len())?)),
+    };
+    let protocol = *u.choose(&Protocol::ALL)?;
+    let ports = match u.int_in_range(0..=4)? {
+        0 => AclPorts::Any,
+        1 => AclPorts::Range(ProtocolRange { protocol, ports: PortRange::ALL }),
+        2 => AclPorts::Serving(id(4, u.int_in_range(0..=1)?)),
+        _ => {
+            let (a, b) = (*u.choose(&PORTS)?, *u.choose(&PORTS)?);
+            AclPorts::Range(ProtocolRange { protocol, ports: PortRange { first: a.min(b), last: a.max(b) } })
+        }
+    };
+    Ok(AclEntry { peers, ports })
+}
+
+fn set(u: &mut Unstructured<'_>, id: SetId) -> arbitrary::Result<AclSet> {
+    let mut some = |pool: &[&str], most: u8| -> arbitrary::Result<Vec<IpAddr>> {
+        let mut chosen = Vec::new();
+        for text in pool {
+            if u.ratio(most, 4)? {
+                chosen.push(address(text));
+            }
+        }
+        Ok(chosen)
+    };
+    let which = usize::try_from(id.0 >> 112 & 255).unwrap();
+    let (role, members) = match id.0 >> 120 {
+        0 => (SetRole::Isolated, Members::Addresses(some(&LOCAL, 3)?.into_iter().collect())),
+        1 => (SetRole::Selected, Members::Addresses(some(&LOCAL, 3)?.into_iter().collect())),
+        2 => (SetRole::Peers, Members::Addresses(some(&PEERS, 2)?.into_iter().collect())),
+        3 => {
+            let networks = |texts: &[&str]| texts.iter().map(|text| text.parse::<IpNet>().unwrap()).collect();
+            let (cidrs, except) = BLOCKS[which];
+            (SetRole::Peers, Members::Networks { cidrs: networks(cidrs), except: networks(except) })
+        }
+        _ => {
+            let addresses = some(&LOCAL, 3)?;
+            let mut endpoints = BTreeSet::new();
+            for address in addresses {
+                endpoints.insert((address, *u.choose(&Protocol::ALL)?, *u.choose(&PORTS)?));
+            }
+            (SetRole::Serving, Members::Endpoints(endpoints.into_iter().collect()))
+        }
+    };
+    Ok(AclSet { role, members, origin: Arc::from("") })
+}
+
+/// Flows between the addresses of these worlds, and of those of the compiled ones.
+#[allow(dead_code, reason = "the kernel's tests ask for no flows")]
+pub(crate) fn flows(seed: u64, count: usize) -> Vec<Flow> {
+    const COMPILED: [&str; 10] = [
+        "10.0.0.0",
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.0.0.127",
+        "10.0.0.255",
+        "172.17.0.5",
+        "fd00::",
+        "fd00::1",
+        "fd00::2",
+        "2001:db8::7",
+    ];
+    let bytes = bytes(seed, count * 64);
+    let mut u = Unstructured::new(&bytes);
+    let mut flows = Vec::new();
+    while flows.len() < count && !u.is_empty() {
+        let pool: &[&str] = if seed.is_multiple_of(2) { &LOCAL } else { &COMPILED };
+        let others: &[&str] = if seed.is_multiple_of(2) { &PEERS } else { &COMPILED };
+        let (one, other) = (address(u.choose(pool).unwrap()), address(u.choose(others).unwrap()));
+        let (source, destination) = if u.arbitrary().unwrap() { (one, other) } else { (other, one) };
+        if Family::of(source) != Family::of(destination) {
+            continue;
+        }
+        let port = |port: u16| Transport::Port(Protocol::Tcp, port);
+        let transport = match u.int_in_range(0..=9).unwrap() {
+            0 => Transport::Other(47),
+            1 if source.is_ipv4() => Transport::Icmp(8),
+            1 => Transport::Icmpv6(u.int_in_range(128..=137).unwrap()),
+            2 => port(443),
+            3 => Transport::Port(Protocol::Udp, 53),
+            4 => port(8080),
+            _ => Transport::Port(*u.choose(&Protocol::ALL).unwrap(), *u.choose(&[0, 1, 2, 80, 81, 82, 65535]).unwrap()),
+        };
+        flows.push(Flow { source, destination, transport });
+    }
+    flows
+}

@@ -1,0 +1,91 @@
+//! What a small list looks like, as a file to look at. `RINGFENCE_BLESS=1` writes it anew.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use ringfence_compile::ProtocolRange;
+use ringfence_compile::acl::{
+    Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId, SetRole,
+};
+use ringfence_dataplane::iptables::{IptablesOptions, Mark, render};
+use ringfence_dataplane::nft::DenyAction;
+use ringfence_model::{PortRange, Protocol};
+
+/// Ingress to a pod of `shop`: the pods of a set may reach its port `http` and ports 8000 to 8080, blocks its port 53.
+fn small() -> Acl {
+    let set = |role, members| AclSet { role, members, origin: Arc::from("") };
+    let addresses =
+        |texts: &[&str]| Members::Addresses(texts.iter().map(|text| text.parse::<IpAddr>().unwrap()).collect());
+    let networks = |cidrs: &[&str], except: &[&str]| Members::Networks {
+        cidrs: cidrs.iter().map(|text| text.parse().unwrap()).collect(),
+        except: except.iter().map(|text| text.parse().unwrap()).collect(),
+    };
+    let [isolated, selected, pods, blocks, serving] = [1, 2, 3, 4, 5].map(|number| SetId(number << 120));
+    let endpoint = ("10.0.0.1".parse().unwrap(), Protocol::Tcp, 8443);
+    let range = |protocol, first, last| AclPorts::Range(ProtocolRange { protocol, ports: PortRange { first, last } });
+    let rule = |entries: &[(AclPeers, AclPorts)]| AclRule {
+        entries: entries.iter().map(|(peers, ports)| AclEntry { peers: *peers, ports: *ports }).collect(),
+    };
+    let web = AclPolicy {
+        name: Arc::from("web"),
+        selected,
+        rules: vec![
+            rule(&[
+                (AclPeers::Set(pods), AclPorts::Serving(serving)),
+                (AclPeers::Set(pods), range(Protocol::Tcp, 8000, 8080)),
+            ]),
+            rule(&[(AclPeers::Set(blocks), range(Protocol::Udp, 53, 53))]),
+        ],
+    };
+    let none = AclPolicy { name: Arc::from("default-deny"), selected: isolated, rules: Vec::new() };
+    let namespace = AclNamespace { isolated, policies: vec![Arc::new(none), Arc::new(web)] };
+    let mut acl = Acl::empty(Arc::from("node"));
+    acl.ingress = OrdMap::unit(Arc::from("shop"), Arc::new(namespace));
+    acl.sets = [
+        (isolated, set(SetRole::Isolated, addresses(&["10.0.0.1", "10.0.0.2", "fd00::1"]))),
+        (selected, set(SetRole::Selected, addresses(&["10.0.0.1", "fd00::1"]))),
+        (pods, set(SetRole::Peers, addresses(&["10.9.0.1"]))),
+        (blocks, set(SetRole::Peers, networks(&["0.0.0.0/0"], &["10.0.0.0/8"]))),
+        (serving, set(SetRole::Serving, Members::Endpoints([endpoint].into_iter().collect()))),
+    ]
+    .into_iter()
+    .collect();
+    acl
+}
+
+#[test]
+fn the_script_of_a_small_list() {
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/iptables_model/scripts/small.rules");
+    let script = render(&small(), &IptablesOptions::default());
+    if std::env::var_os("RINGFENCE_BLESS").is_some() {
+        std::fs::write(golden, &script).unwrap();
+    }
+    assert_eq!(script, std::fs::read_to_string(golden).unwrap_or_default());
+}
+
+#[test]
+fn choices_change_only_what_they_are_about() {
+    let ours = render(&small(), &IptablesOptions::default());
+    let dropping = render(&small(), &IptablesOptions { deny: DenyAction::Drop, ..IptablesOptions::default() });
+    let refusals = |script: &str| script.lines().filter(|line| !line.contains("REJECT")).map(str::to_owned).collect();
+    let mut kept: Vec<String> = refusals(&ours);
+    let mut found: Vec<String> = dropping.lines().map(str::to_owned).collect();
+    found.retain(|line| !line.ends_with("-j DROP"));
+    kept.retain(|line| !line.ends_with("-j DROP"));
+    assert_eq!(found, kept);
+    let marked = render(&small(), &IptablesOptions { mark: Mark::new(1).unwrap(), ..IptablesOptions::default() });
+    assert_eq!(marked.replace("0x1/0x1", "0x2000/0x2000").replace("0x0/0x1", "0x0/0x2000"), ours);
+}
+
+#[test]
+fn a_mark_is_one_bit() {
+    for (text, bits) in [("0x2000", 0x2000), ("8192", 0x2000), ("0X80000000", 1 << 31), ("1", 1)] {
+        assert_eq!(text.parse::<Mark>().map(Mark::bits), Ok(bits));
+    }
+    for text in ["", "0", "3", "0x", "0x100000000", "-1", "2000h", "0x2001"] {
+        assert!(text.parse::<Mark>().is_err(), "{text}");
+    }
+    assert_eq!(Mark::default().to_string(), "0x2000");
+}
