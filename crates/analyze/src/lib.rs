@@ -1,6 +1,7 @@
 //! Who can reach whom, and how to show it.
 
 mod matrix;
+pub mod paths;
 mod placement;
 pub mod render;
 

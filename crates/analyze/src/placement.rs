@@ -1,26 +1,30 @@
-//! Manifests say little about where pods are. This gives every pod the node and the addresses it needs to exist.
+//! Manifests say little about where things are. This gives every pod the node and the addresses it needs to exist, and every
+//! Service the address and ports it needs to be reached.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use ringfence_model::{ExternalHost, Family, Node, Object, Phase, Pod};
+use ringfence_model::{ExternalHost, Family, Node, Object, Phase, Pod, Protocol, Service, ServiceKind};
 
 /// Where pods without an address get one when neither the options nor their node say so.
 const DEFAULT_POD_CIDR: &str = "10.244.0.0/16";
 /// Where nodes without an address get one: the documentation ranges, so that no policy means them by accident.
 const NODE_CIDRS: [&str; 2] = ["192.0.2.0/24", "2001:db8:ffff::/64"];
-/// The node of pods that name none when the input has no node.
-const DEFAULT_NODE: &str = "node-1";
+/// Where Services without an address get one.
+const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
+/// Where Services with a port on every node get one that names none.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 /// How [`place`] fills the gaps.
 #[derive(Clone, Debug, Default)]
 pub struct PlacementOptions {
     /// Ranges for pods without an address, one of each family wanted. Empty: the node's `podCIDRs`, or 10.244.0.0/16.
     pub pod_cidrs: Vec<IpNet>,
-    /// Put every pod on one node, whatever it says itself.
-    pub single_node: bool,
+    /// Have exactly this many nodes, at least one. Pods keep their node while it is one of them; the others are dealt out in
+    /// turn. `None`: the nodes of the input, and pods that name none on the first of them.
+    pub nodes: Option<usize>,
 }
 
 /// What [`place`] did that a user may want to know.
@@ -53,7 +57,7 @@ pub enum PlacementError {
     },
 }
 
-/// Gives every live pod a node and addresses, every node addresses; drops finished pods. Deterministic: the same
+/// Gives every live pod a node and addresses, every node and Service addresses; drops finished pods. Deterministic: the same
 /// objects get the same addresses, in the order of their names.
 ///
 /// # Errors
@@ -100,6 +104,7 @@ pub fn place(
         }
     }
     address_nodes(&mut nodes, &pods, externals, &mut taken)?;
+    address_services(objects, &pods, &mut taken)?;
     for pod in pods.iter_mut().filter(|pod| pod.host_network) {
         if let Some(node) = pod.node.as_ref().and_then(|node| nodes.get(node)) {
             pod.addresses.clone_from(&node.addresses);
@@ -116,20 +121,29 @@ fn assign_nodes(
     options: &PlacementOptions,
     placed: &mut Placed,
 ) {
-    let named: BTreeSet<Arc<str>> = pods.iter().filter_map(|pod| pod.node.clone()).collect();
-    for name in &named {
-        nodes.entry(name.clone()).or_insert_with(|| node_named(name.clone()));
+    for name in pods.iter().filter_map(|pod| pod.node.clone()) {
+        nodes.entry(name.clone()).or_insert_with(|| node_named(name));
     }
-    let first = nodes.keys().next().cloned().unwrap_or_else(|| DEFAULT_NODE.into());
-    nodes.entry(first.clone()).or_insert_with(|| node_named(first.clone()));
+    let given = nodes.len();
+    let wanted = options.nodes.unwrap_or(given).max(1);
+    let mut number = 1;
+    while nodes.len() < wanted {
+        let name: Arc<str> = format!("node-{number}").into();
+        nodes.entry(name.clone()).or_insert_with(|| node_named(name));
+        number += 1;
+    }
+    if given > wanted {
+        let kept: BTreeSet<Arc<str>> = nodes.keys().take(wanted).cloned().collect();
+        nodes.retain(|name, _| kept.contains(name));
+        placed.notes.push(format!("pods of {given} nodes run on {wanted}"));
+    }
+    let names: Vec<Arc<str>> = nodes.keys().cloned().collect();
+    let mut turns = names.iter().cycle();
     for pod in pods {
-        if pod.node.is_none() || options.single_node {
-            pod.node = Some(first.clone());
+        if pod.node.as_ref().is_some_and(|node| nodes.contains_key(node)) {
+            continue;
         }
-    }
-    if options.single_node && nodes.len() > 1 {
-        placed.notes.push(format!("all pods run on one node, {first}, though the input has {} nodes", nodes.len()));
-        nodes.retain(|name, _| *name == first);
+        pod.node = if options.nodes.is_some() { turns.next() } else { names.first() }.cloned();
     }
 }
 
@@ -185,6 +199,43 @@ fn address_nodes(
             let family = Family::of(cidr.addr());
             if spoken.contains(&family) && !has.contains(&family) {
                 node.addresses.push(taken.allocate(cidr, &format!("node {}", node.name))?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A Service needs an address of every family that pods speak, and if it is open to the outside, ports on the nodes.
+fn address_services(objects: &mut [Object], pods: &[Pod], taken: &mut Taken) -> Result<(), PlacementError> {
+    let spoken: BTreeSet<Family> = pods.iter().flat_map(|pod| &pod.addresses).map(|a| Family::of(*a)).collect();
+    let mut services: Vec<&mut Service> = objects
+        .iter_mut()
+        .filter_map(|object| match object {
+            Object::Service(service) if service.kind != ServiceKind::Headless => Some(service),
+            _ => None,
+        })
+        .collect();
+    services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+    for service in &services {
+        taken.claim(&service.cluster_addresses, &format!("Service {}/{}", service.namespace, service.name))?;
+    }
+    let mut node_ports: BTreeSet<(Protocol, u16)> = services
+        .iter()
+        .flat_map(|service| &service.ports)
+        .filter_map(|port| Some((port.protocol, port.node_port?)))
+        .collect();
+    for service in services {
+        if service.cluster_addresses.is_empty() {
+            for cidr in SERVICE_CIDRS.iter().filter_map(|cidr| cidr.parse::<IpNet>().ok()) {
+                if spoken.contains(&Family::of(cidr.addr())) {
+                    let wanted_for = format!("Service {}/{}", service.namespace, service.name);
+                    service.cluster_addresses.push(taken.allocate(cidr, &wanted_for)?);
+                }
+            }
+        }
+        if matches!(service.kind, ServiceKind::NodePort | ServiceKind::LoadBalancer) {
+            for port in service.ports.iter_mut().filter(|port| port.node_port.is_none()) {
+                port.node_port = NODE_PORTS.into_iter().find(|number| node_ports.insert((port.protocol, *number)));
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use ringfence_analyze::{PlacementOptions, ends, place};
 use ringfence_k8s::{Source, parse};
+use ringfence_model::Object;
 
 fn placed(text: &str, options: &PlacementOptions) -> Result<(Vec<String>, Vec<String>), String> {
     let mut manifests = parse(&[Source { name: "test.yaml", text: text.as_bytes() }]);
@@ -68,10 +69,58 @@ fn one_node_takes_all_pods_when_asked() {
         &PlacementOptions::default(),
         &["default/a n2 10.244.0.2", "default/b n1 10.244.0.3", "default/c n1 10.244.0.4"],
     );
-    let single = PlacementOptions { single_node: true, ..PlacementOptions::default() };
+    let single = PlacementOptions { nodes: Some(1), ..PlacementOptions::default() };
     let (ends, notes) = placed(&text, &single).unwrap();
     assert!(ends.iter().all(|end| end.contains(" n1 ")), "{ends:?}");
     assert_eq!(notes.len(), 1);
+}
+
+#[test]
+fn pods_are_dealt_out_to_as_many_nodes_as_asked_for() {
+    let text = [pod("a", "", ""), pod("b", ", nodeName: n1", ""), pod("c", "", ""), pod("d", "", "")].concat();
+    let two = PlacementOptions { nodes: Some(2), ..PlacementOptions::default() };
+    check(
+        &text,
+        &two,
+        &[
+            "default/a n1 10.244.0.2",
+            "default/b n1 10.244.0.3",
+            "default/c node-1 10.244.0.4",
+            "default/d n1 10.244.0.5",
+        ],
+    );
+}
+
+#[test]
+fn services_get_addresses_and_node_ports() {
+    let service = |name: &str, spec: &str| {
+        format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    };
+    let text = [
+        pod("a", "", "podIPs: [{ip: 10.0.0.1}, {ip: 'fd00::1'}]"),
+        service("open", "type: NodePort, ports: [{port: 80}, {port: 81, nodePort: 30000}, {port: 53, protocol: UDP}]"),
+        service("plain", "clusterIP: 10.96.0.2, ports: [{port: 80}]"),
+        service("none", "clusterIP: None, ports: [{port: 80}]"),
+    ];
+    let mut manifests = parse(&[Source { name: "test.yaml", text: text.concat().as_bytes() }]);
+    place(&mut manifests.objects, &[], &PlacementOptions::default()).unwrap();
+    let shown: Vec<String> = manifests
+        .objects
+        .iter()
+        .filter_map(|object| match object {
+            Object::Service(service) => {
+                let ports: Vec<_> = service.ports.iter().map(|port| port.node_port).collect();
+                Some(format!("{} {:?} {ports:?}", service.name, service.cluster_addresses))
+            }
+            _ => None,
+        })
+        .collect();
+    let expected = [
+        "open [10.96.0.3, fd00:10:96::2] [Some(30001), Some(30000), Some(30000)]",
+        "plain [10.96.0.2] [None]",
+        "none [] [None]",
+    ];
+    assert_eq!(shown, expected);
 }
 
 #[test]

@@ -22,7 +22,10 @@ use thiserror::Error;
 
 use crate::enter::thread_count;
 use crate::namespace::NetNs;
-use crate::network::Network;
+use crate::network::{EndpointIndex, Network, NodeIndex};
+
+/// What the first node can always be called.
+const FIRST_NODE: &str = "node";
 
 const PREFIX: &str = "ringfence-lab-";
 const SUFFIX: &str = ".json";
@@ -33,15 +36,15 @@ struct State {
     pid: u32,
     /// When the process started, in clock ticks since boot: a process number alone may come back.
     started: u64,
-    /// The open file that is the node's network namespace.
-    node: RawFd,
-    endpoints: Vec<EndpointState>,
+    nodes: Vec<Resident>,
+    endpoints: Vec<Resident>,
 }
 
+/// A node or an endpoint.
 #[derive(Debug, Serialize, Deserialize)]
-struct EndpointState {
+struct Resident {
     name: String,
-    /// The open file that is the endpoint's network namespace.
+    /// The open file that is its network namespace.
     namespace: RawFd,
 }
 
@@ -77,17 +80,31 @@ impl RunningLab {
         self.state.pid
     }
 
+    /// The names of its nodes, in its order.
+    pub fn nodes(&self) -> impl Iterator<Item = &str> {
+        self.state.nodes.iter().map(|node| node.name.as_str())
+    }
+
     /// The names of its endpoints, in its order.
     pub fn endpoints(&self) -> impl Iterator<Item = &str> {
         self.state.endpoints.iter().map(|endpoint| endpoint.name.as_str())
+    }
+
+    /// The place with a name: an endpoint's, a node's, or `node` for the first node.
+    pub fn place(&self, name: &str) -> Option<Place> {
+        if self.endpoints().any(|endpoint| endpoint == name) {
+            return Some(Place::Endpoint(name.to_owned()));
+        }
+        let position = self.nodes().position(|node| node == name);
+        position.or((name == FIRST_NODE).then_some(0)).map(|position| Place::Node(NodeIndex(position)))
     }
 }
 
 /// Where in a lab a command runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// In the node's network namespace.
-    Node,
+    /// In the network namespace of a node.
+    Node(NodeIndex),
     /// In that of the endpoint with this name.
     Endpoint(String),
 }
@@ -116,6 +133,14 @@ pub enum ExecError {
         pid: u32,
         /// What was asked for.
         name: String,
+    },
+    /// No such node.
+    #[error("the lab of process {pid} has no node number {}", node.0)]
+    NoSuchNode {
+        /// The lab's process.
+        pid: u32,
+        /// What was asked for.
+        node: NodeIndex,
     },
     /// The kernel lets only single-threaded processes enter a user namespace.
     #[error("commands in a lab must be started before any thread, but this process has {0} threads")]
@@ -148,11 +173,13 @@ pub fn publish(network: &Network) -> Result<Published, PublishError> {
     let directory = state_directory();
     let failed = |path: &Path, source| PublishError { path: path.to_owned(), source };
     let started = start_time(pid).map_err(|source| failed(&directory, source))?;
-    let endpoints = network.endpoints.iter().map(|endpoint| EndpointState {
-        name: endpoint.name.clone(),
-        namespace: endpoint.namespace.as_ref().unwrap_or(&network.node).descriptor(),
-    });
-    let state = State { pid, started, node: network.node.descriptor(), endpoints: endpoints.collect() };
+    let resident =
+        |name: &str, namespace: &NetNs| Resident { name: name.to_owned(), namespace: namespace.descriptor() };
+    let nodes = network.nodes().iter().map(|node| resident(node.name(), node.namespace()));
+    let endpoints = network.endpoints.iter().enumerate();
+    let endpoints = endpoints
+        .filter_map(|(position, endpoint)| Some(resident(&endpoint.name, network.namespace(EndpointIndex(position))?)));
+    let state = State { pid, started, nodes: nodes.collect(), endpoints: endpoints.collect() };
     let path = directory.join(format!("{PREFIX}{pid}-{started}{SUFFIX}"));
     write_state(&path, &state).map_err(|source| failed(&path, source))?;
     Ok(Published { path })
@@ -210,13 +237,14 @@ fn read_state(path: &Path) -> io::Result<State> {
 pub fn run_in(lab: &RunningLab, place: &Place, command: &mut Command) -> Result<ExitStatus, ExecError> {
     let state = &lab.state;
     let pid = state.pid;
-    let descriptor = match place {
-        Place::Node => state.node,
+    let resident = match place {
+        Place::Node(node) => state.nodes.get(node.0).ok_or(ExecError::NoSuchNode { pid, node: *node })?,
         Place::Endpoint(name) => {
             let found = state.endpoints.iter().find(|endpoint| endpoint.name == *name);
-            found.ok_or_else(|| ExecError::NoSuchEndpoint { pid, name: name.clone() })?.namespace
+            found.ok_or_else(|| ExecError::NoSuchEndpoint { pid, name: name.clone() })?
         }
     };
+    let descriptor = resident.namespace;
     let enter = |what, source| ExecError::Enter { what, pid, source };
     let threads = thread_count().map_err(|source| enter("see whether there are threads beside that", source))?;
     if threads != 1 {

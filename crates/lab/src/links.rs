@@ -6,12 +6,18 @@
 use std::io;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
+    LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -28,15 +34,34 @@ pub(crate) const LO: u32 = 1;
 /// The longest alias the kernel takes: IFALIASZ is 256, and both the message and the kernel add a closing zero.
 const ALIAS_LENGTH: usize = 254;
 
+/// How many requests are sent in one write: should all fail, their answers have to fit into the
+/// socket's receive buffer.
+const MOST_AT_ONCE: usize = 128;
+
+/// The number of the only VXLAN there is, and IANA's port for it.
+const VXLAN_ID: u32 = 1;
+const VXLAN_PORT: u16 = 4789;
+
 /// An Ethernet address.
 pub(crate) type Mac = [u8; 6];
 
-/// One end of a veth pair.
+/// A device to be made: a bridge, a VXLAN or one end of a veth pair.
 #[derive(Clone, Debug)]
-pub(crate) struct VethEnd {
+pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) index: u32,
     pub(crate) mac: Mac,
+}
+
+/// A route to be added.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Route {
+    pub(crate) to: IpNet,
+    pub(crate) device: u32,
+    /// The next hop, which need not be in any network of the device. `None`: the destination is the next hop.
+    pub(crate) gateway: Option<IpAddr>,
+    /// Where the router's own packets come from. `None` leaves that to the kernel.
+    pub(crate) source: Option<IpAddr>,
 }
 
 /// The kernel refused a request, or could not be asked.
@@ -71,14 +96,25 @@ impl RouteSocket {
         Ok(RouteSocket { socket, next_sequence: 1 })
     }
 
-    /// Asks for all of `requests`, in order. After an error the kernel has still tried the rest; the first error counts.
+    /// Asks for all of `requests`, in order. The first error counts; the kernel may have tried some after it.
     pub(crate) fn apply(&mut self, requests: Vec<Request>) -> Result<(), LinkError> {
+        let mut requests = requests.into_iter();
+        while requests.len() > 0 {
+            self.apply_at_once(requests.by_ref().take(MOST_AT_ONCE).collect())?;
+        }
+        Ok(())
+    }
+
+    fn apply_at_once(&mut self, requests: Vec<Request>) -> Result<(), LinkError> {
+        let count = requests.len();
         let first_sequence = self.next_sequence;
-        let mut names = Vec::with_capacity(requests.len());
+        let mut names = Vec::with_capacity(count);
         let mut batch = Vec::new();
-        for request in requests {
+        for (position, request) in requests.into_iter().enumerate() {
             let mut header = NetlinkHeader::default();
-            header.flags = NLM_F_REQUEST | NLM_F_ACK | request.flags;
+            // Errors are always answered. That the last one is done says that all are.
+            let acknowledge = if position + 1 == count { NLM_F_ACK } else { 0 };
+            header.flags = NLM_F_REQUEST | acknowledge | request.flags;
             header.sequence_number = self.next_sequence;
             self.next_sequence = self.next_sequence.wrapping_add(1);
             let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request.message));
@@ -89,32 +125,28 @@ impl RouteSocket {
             message.serialize(&mut batch[start..]);
             names.push(request.what);
         }
-        let what = |position: usize| names.get(position).cloned().unwrap_or_else(|| "configure the network".to_owned());
-        if names.is_empty() {
-            return Ok(());
-        }
-        let failed = |source| LinkError { what: what(0), source };
-        self.socket.send(&batch, 0).map_err(failed)?;
-        let mut answered = 0;
+        let failed = |position: usize, source| {
+            let what = names.get(position).cloned().unwrap_or_else(|| "configure the network".to_owned());
+            LinkError { what, source }
+        };
+        self.socket.send(&batch, 0).map_err(|source| failed(0, source))?;
         let mut outcome = Ok(());
-        while answered < names.len() {
-            let (datagram, _) = self.socket.recv_from_full().map_err(failed)?;
-            for (sequence, error) in answers(&datagram).map_err(failed)? {
+        loop {
+            let (datagram, _) = self.socket.recv_from_full().map_err(|source| failed(0, source))?;
+            for (sequence, error) in answers(&datagram).map_err(|source| failed(0, source))? {
                 let position = sequence.wrapping_sub(first_sequence) as usize;
-                if position >= names.len() {
-                    continue;
-                }
-                answered += 1;
                 if let (Some(source), Ok(())) = (error, &outcome) {
-                    outcome = Err(LinkError { what: what(position), source });
+                    outcome = Err(failed(position, source));
+                }
+                if position + 1 == count {
+                    return outcome;
                 }
             }
         }
-        outcome
     }
 }
 
-/// The acknowledgements in one datagram: which request each is about, and what went wrong.
+/// The answers in one datagram: which request each is about, and what went wrong.
 fn answers(datagram: &[u8]) -> io::Result<Vec<(u32, Option<io::Error>)>> {
     let broken = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     let mut found = Vec::new();
@@ -131,27 +163,64 @@ fn answers(datagram: &[u8]) -> io::Result<Vec<(u32, Option<io::Error>)>> {
 }
 
 /// Creates a veth pair: `near`, up, in the socket's own namespace and `far` in the namespace `far_namespace`.
-pub(crate) fn create_veth(near: &VethEnd, far: &VethEnd, far_namespace: &NetNs) -> Request {
-    let mut peer = LinkMessage::default();
-    peer.header.index = far.index;
-    peer.attributes = vec![
-        LinkAttribute::IfName(far.name.clone()),
-        LinkAttribute::Address(far.mac.to_vec()),
-        LinkAttribute::NetNsFd(far_namespace.descriptor()),
-    ];
-    let mut link = LinkMessage::default();
-    link.header.index = near.index;
+pub(crate) fn create_veth(near: &Device, far: &Device, far_namespace: &NetNs, mtu: u32) -> Request {
+    let mut peer = device(far, mtu);
+    peer.attributes.push(LinkAttribute::NetNsFd(far_namespace.descriptor()));
+    create_device(near, mtu, InfoKind::Veth, Some(InfoData::Veth(InfoVeth::Peer(peer))))
+}
+
+/// Creates a bridge, up.
+pub(crate) fn create_bridge(bridge: &Device, mtu: u32) -> Request {
+    create_device(bridge, mtu, InfoKind::Bridge, None)
+}
+
+/// Creates a VXLAN device, up, that sends from `local` to where [`add_tunnel`] says and learns nothing.
+pub(crate) fn create_vxlan(vxlan: &Device, mtu: u32, local: IpAddr) -> Request {
+    let local = match local {
+        IpAddr::V4(v4) => InfoVxlan::Local(v4),
+        IpAddr::V6(v6) => InfoVxlan::Local6(v6),
+    };
+    let settings = vec![InfoVxlan::Id(VXLAN_ID), local, InfoVxlan::Port(VXLAN_PORT), InfoVxlan::Learning(false)];
+    create_device(vxlan, mtu, InfoKind::Vxlan, Some(InfoData::Vxlan(settings)))
+}
+
+fn create_device(new: &Device, mtu: u32, kind: InfoKind, data: Option<InfoData>) -> Request {
+    let mut link = device(new, mtu);
     link.header.flags = LinkFlags::Up;
     link.header.change_mask = LinkFlags::Up;
+    let info = [LinkInfo::Kind(kind)].into_iter().chain(data.map(LinkInfo::Data)).collect();
+    link.attributes.push(LinkAttribute::LinkInfo(info));
+    create(format!("create the link {}", new.name), RouteNetlinkMessage::NewLink(link))
+}
+
+fn device(new: &Device, mtu: u32) -> LinkMessage {
+    let mut link = LinkMessage::default();
+    link.header.index = new.index;
     link.attributes = vec![
-        LinkAttribute::IfName(near.name.clone()),
-        LinkAttribute::Address(near.mac.to_vec()),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-        ]),
+        LinkAttribute::IfName(new.name.clone()),
+        LinkAttribute::Address(new.mac.to_vec()),
+        LinkAttribute::Mtu(mtu),
     ];
-    create(format!("create the link {}", near.name), RouteNetlinkMessage::NewLink(link))
+    link
+}
+
+/// Makes a device a port of a bridge, where what it sent may also return to it (hairpin mode): two requests, since the
+/// kernel takes settings of ports only of what is one.
+pub(crate) fn make_port(index: u32, bridge: u32) -> [Request; 2] {
+    let request = |what: &str, attribute| {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes = vec![attribute];
+        Request { what: format!("{what} link {index}"), flags: 0, message: RouteNetlinkMessage::NewLink(link) }
+    };
+    let hairpin = LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)])),
+    ]);
+    [
+        request("make a port of the bridge from", LinkAttribute::Controller(bridge)),
+        request("switch on the hairpin mode of", hairpin),
+    ]
 }
 
 /// Gives a device a description that `ip link` shows; too long ones are cut.
@@ -177,10 +246,19 @@ pub(crate) fn set_up(index: u32) -> Request {
 
 /// Adds a single address (/32 or /128), usable at once: without duplicate address detection.
 pub(crate) fn add_address(index: u32, address: IpAddr) -> Request {
+    add_scoped_address(index, address, AddressScope::Universe)
+}
+
+/// Adds an address that is answered for, but that nothing is sent from to anywhere further than the device leads.
+pub(crate) fn add_link_address(index: u32, address: IpAddr) -> Request {
+    add_scoped_address(index, address, AddressScope::Link)
+}
+
+fn add_scoped_address(index: u32, address: IpAddr, scope: AddressScope) -> Request {
     let mut message = AddressMessage::default();
     message.header.family = family(address);
-    message.header.prefix_len = full_length(address);
-    message.header.scope = AddressScope::Universe;
+    message.header.prefix_len = IpNet::from(address).prefix_len();
+    message.header.scope = scope;
     message.header.index = index;
     message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
     if address.is_ipv6() {
@@ -192,41 +270,64 @@ pub(crate) fn add_address(index: u32, address: IpAddr) -> Request {
 
 /// Adds a permanent neighbour: no ARP, no neighbour discovery, and no place taken in the kernel's limited tables.
 pub(crate) fn add_neighbour(index: u32, address: IpAddr, mac: Mac) -> Request {
-    let mut message = NeighbourMessage::default();
-    message.header.family = family(address);
-    message.header.ifindex = index;
-    message.header.state = NeighbourState::Permanent;
-    message.attributes =
-        vec![NeighbourAttribute::Destination(address.into()), NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+    let message = neighbour(index, family(address), NeighbourFlags::empty(), mac, Some(address));
     create(format!("add the neighbour {address}"), RouteNetlinkMessage::NewNeighbour(message))
 }
 
-/// Routes one address to a device; the node's own packets to it come from `source`.
-pub(crate) fn add_host_route(index: u32, address: IpAddr, source: IpAddr) -> Request {
-    let mut message = route(index, address);
-    message.header.destination_prefix_length = full_length(address);
-    message.header.scope = if address.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-    message.attributes.push(RouteAttribute::Destination(address.into()));
-    message.attributes.push(RouteAttribute::PrefSource(source.into()));
-    create(format!("add the route to {address}"), RouteNetlinkMessage::NewRoute(message))
+/// Tells a bridge which of its ports an Ethernet address is behind.
+pub(crate) fn add_station(port: u32, mac: Mac) -> Request {
+    let message = neighbour(port, AddressFamily::Bridge, NeighbourFlags::Controller, mac, None);
+    create(format!("tell the bridge who is behind link {port}"), RouteNetlinkMessage::NewNeighbour(message))
 }
 
-/// Routes everything of the gateway's family to `gateway`, which need not be in any network of the device.
-pub(crate) fn add_default_route(index: u32, gateway: IpAddr) -> Request {
-    let mut message = route(index, gateway);
-    message.header.flags = RouteFlags::Onlink;
-    message.attributes.push(RouteAttribute::Gateway(gateway.into()));
-    create(format!("add the default route via {gateway}"), RouteNetlinkMessage::NewRoute(message))
+/// Tells a VXLAN device behind which tunnel end an Ethernet address is.
+pub(crate) fn add_tunnel(vxlan: u32, mac: Mac, end: IpAddr) -> Request {
+    let message = neighbour(vxlan, AddressFamily::Bridge, NeighbourFlags::Own, mac, Some(end));
+    create(format!("add the tunnel to {end}"), RouteNetlinkMessage::NewNeighbour(message))
 }
 
-fn route(index: u32, of_family: IpAddr) -> RouteMessage {
+fn neighbour(
+    index: u32,
+    family: AddressFamily,
+    flags: NeighbourFlags,
+    mac: Mac,
+    destination: Option<IpAddr>,
+) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family;
+    message.header.ifindex = index;
+    // To a bridge, permanent is what its own addresses are; those of others, that do not age, it calls so.
+    let is_station = flags == NeighbourFlags::Controller;
+    message.header.state = if is_station { NeighbourState::Noarp } else { NeighbourState::Permanent };
+    message.header.flags = flags;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+    message
+        .attributes
+        .extend(destination.map(|address| NeighbourAttribute::Destination(NeighbourAddress::from(address))));
+    message
+}
+
+/// Adds a route.
+pub(crate) fn add_route(route: Route) -> Request {
+    let to = route.to;
     let mut message = RouteMessage::default();
-    message.header.address_family = family(of_family);
+    message.header.address_family = family(to.addr());
+    message.header.destination_prefix_length = to.prefix_len();
     message.header.table = RouteHeader::RT_TABLE_MAIN;
     message.header.protocol = RouteProtocol::Static;
     message.header.kind = RouteType::Unicast;
-    message.attributes = vec![RouteAttribute::Oif(index)];
-    message
+    let is_link = to.addr().is_ipv4() && route.gateway.is_none();
+    message.header.scope = if is_link { RouteScope::Link } else { RouteScope::Universe };
+    message.attributes = vec![RouteAttribute::Oif(route.device)];
+    if to.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(to.addr().into()));
+    }
+    if let Some(gateway) = route.gateway {
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes.push(RouteAttribute::Gateway(gateway.into()));
+    }
+    message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    create(format!("add the route to {to}"), RouteNetlinkMessage::NewRoute(message))
 }
 
 fn create(what: String, message: RouteNetlinkMessage) -> Request {
@@ -235,8 +336,4 @@ fn create(what: String, message: RouteNetlinkMessage) -> Request {
 
 fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
-}
-
-fn full_length(address: IpAddr) -> u8 {
-    if address.is_ipv4() { 32 } else { 128 }
 }

@@ -1,4 +1,4 @@
-//! What answers: every listener says whose it is.
+//! What answers: every listener says whose it is and whom it sees.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -42,12 +42,14 @@ pub struct ListenError {
 impl Network {
     /// Opens every listener. When this returns, all of them answer; they go on for as long as the network lives.
     ///
-    /// TCP: sends the endpoint's name as one line and closes. UDP: answers every datagram with itself, a space and the
-    /// name. SCTP: answers an INIT with an INIT ACK whose cookie is the name, and at ports that are not listened on
-    /// with an ABORT. Must be called once, within a tokio runtime that has I/O and time.
+    /// What they say is the endpoint's name, a space, and the address and port that the packet came from. TCP: sends that
+    /// as one line and closes. UDP: answers every datagram with itself, a space and that. SCTP: answers an INIT with an
+    /// INIT ACK whose cookie is that, and at ports that are not listened on with an ABORT. Must be called once, within a
+    /// tokio runtime that has I/O and time.
     pub async fn listen(&self) -> Result<(), ListenError> {
-        for (&(address, protocol, port), &index) in &self.services {
-            let (namespace, name) = self.resident(index);
+        for (&(address, protocol, port), &index) in &self.open_ports {
+            // The planner lists no endpoint that there is not.
+            let Some((namespace, name)) = self.resident(index) else { continue };
             let socket_address = SocketAddr::new(address, port);
             let failed = |source| ListenError { endpoint: name.to_string(), protocol, address: socket_address, source };
             match protocol {
@@ -72,20 +74,22 @@ impl Network {
     /// that moment whether the kernel sees a socket for SCTP and keeps silent, or sees none and sends an ICMP error.
     fn listen_sctp(&self) -> Result<(), ListenError> {
         let mut responders: BTreeMap<IpAddr, (&NetNs, String)> = BTreeMap::new();
-        for endpoint in &self.endpoints {
-            let namespace = endpoint.namespace.as_ref().unwrap_or(&self.node);
+        for (position, endpoint) in self.endpoints.iter().enumerate() {
+            let Some(namespace) = self.namespace(EndpointIndex(position)) else { continue };
             for &address in &endpoint.addresses {
                 responders.insert(address, (namespace, endpoint.name.clone()));
             }
         }
-        for &address in &self.node_addresses {
-            responders.insert(address, (&self.node, "the node".to_owned()));
+        for node in self.nodes() {
+            for &address in node.addresses() {
+                responders.insert(address, (node.namespace(), node.name().to_owned()));
+            }
         }
         for (address, (namespace, endpoint)) in responders {
             let ports: BTreeMap<u16, Arc<str>> = self
-                .services
+                .open_ports
                 .range((address, Protocol::Sctp, 0)..=(address, Protocol::Sctp, u16::MAX))
-                .map(|(&(_, _, port), &index)| (port, self.resident(index).1))
+                .filter_map(|(&(_, _, port), &index)| Some((port, self.resident(index)?.1)))
                 .collect();
             let responder = sctp_responder(namespace, address).map_err(|source| ListenError {
                 endpoint,
@@ -103,9 +107,9 @@ impl Network {
     }
 
     /// Where an endpoint's sockets are made, and its name.
-    fn resident(&self, index: EndpointIndex) -> (&NetNs, Arc<str>) {
-        let name = self.endpoints.get(index.0).map_or("", |endpoint| &endpoint.name);
-        (self.namespace(index).unwrap_or(&self.node), Arc::from(name))
+    fn resident(&self, index: EndpointIndex) -> Option<(&NetNs, Arc<str>)> {
+        let endpoint = self.endpoints.get(index.0)?;
+        Some((self.namespace(index)?, Arc::from(endpoint.name.as_str())))
     }
 }
 
@@ -133,11 +137,11 @@ fn sctp_responder(namespace: &NetNs, address: IpAddr) -> io::Result<SctpSocket> 
 
 async fn answer_tcp(listener: TcpListener, name: Arc<str>) {
     loop {
-        let Ok((mut stream, _)) = listener.accept().await else {
+        let Ok((mut stream, peer)) = listener.accept().await else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let line = format!("{name}\n");
+        let line = format!("{name} {peer}\n");
         tokio::spawn(async move {
             // A prober that has gone away has its outcome already; there is nobody to tell.
             if stream.write_all(line.as_bytes()).await.is_ok() {
@@ -154,7 +158,8 @@ async fn answer_udp(socket: UdpSocket, name: Arc<str>) {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        let answer = [buffer.get(..length).unwrap_or_default(), b" ", name.as_bytes()].concat();
+        let answer = format!(" {name} {sender}");
+        let answer = [buffer.get(..length).unwrap_or_default(), answer.as_bytes()].concat();
         // The packet filter may refuse an answer; the prober sees that as silence and asks again.
         let _ = socket.send_to(&answer, sender).await;
     }
@@ -174,7 +179,10 @@ async fn answer_sctp(socket: SctpSocket, ports: BTreeMap<u16, Arc<str>>) {
         let Chunk::Init { tag } = packet.chunk else { continue };
         let chunk = match ports.get(&packet.destination_port) {
             // The initiator's tag serves as ours too: no association ever uses it.
-            Some(name) => Chunk::InitAck { tag, cookie: name.as_bytes().to_vec() },
+            Some(name) => {
+                let peer = SocketAddr::new(sender, packet.source_port);
+                Chunk::InitAck { tag, cookie: format!("{name} {peer}").into_bytes() }
+            }
             None => Chunk::Abort { reason: CLOSED_PORT.to_vec() },
         };
         let answer = Packet { source_port: packet.destination_port, destination_port: packet.source_port, tag, chunk };

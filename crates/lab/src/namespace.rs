@@ -45,6 +45,11 @@ impl NetNs {
         Ok(NetNs { handle: File::open(path)? })
     }
 
+    /// Another handle of the same namespace.
+    pub fn share(&self) -> io::Result<NetNs> {
+        Ok(NetNs { handle: self.handle.try_clone()? })
+    }
+
     /// Runs `inside` with the calling thread in this namespace and returns what it returns.
     ///
     /// Sockets belong for ever to the namespace they were made in, files below /proc/sys/net to that of the thread

@@ -15,11 +15,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::listen::CLOSED_PORT;
 use crate::namespace::NetNs;
-use crate::network::{EndpointIndex, Network};
+use crate::network::{EndpointIndex, Network, NodeIndex};
 use crate::raw::{SctpSocket, open_sctp, receive, report_icmp_errors};
 use crate::sctp::{Chunk, Packet};
 
-/// The longest answer a listener gives: an endpoint's name, with room to spare.
+/// The longest answer a listener gives: an endpoint's name and an address, with room to spare.
 const LONGEST_ANSWER: usize = 1024;
 
 /// The first of the ports SCTP probes come from, and how many there are: Linux's own range of ephemeral ports.
@@ -32,8 +32,8 @@ const MOST_FOREIGN_ERRORS: usize = 32;
 /// Where a probe starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Origin {
-    /// The node itself, as a kubelet's probe.
-    Node,
+    /// A node itself, as a kubelet's probe.
+    Node(NodeIndex),
     /// A pod or an external host.
     Endpoint(EndpointIndex),
 }
@@ -78,6 +78,8 @@ pub enum ProbeOutcome {
     Answered {
         /// The name of the endpoint that gave it.
         by: String,
+        /// Where the connection came from, as that endpoint saw it.
+        seen: SocketAddr,
     },
     /// Somebody said no.
     Refused(Refusal),
@@ -107,6 +109,9 @@ pub enum ProbeError {
     /// The origin is no endpoint of this network.
     #[error("there is no endpoint number {}", .0.0)]
     NoSuchEndpoint(EndpointIndex),
+    /// The origin is no node of this network.
+    #[error("there is no node number {}", .0.0)]
+    NoSuchNode(NodeIndex),
     /// The origin has no address to send from.
     #[error("the probe's origin has no address of the family of {0}")]
     NoSource(IpAddr),
@@ -146,11 +151,14 @@ impl Network {
     /// The namespace a probe starts in, if it can.
     fn origin(&self, probe: &Probe) -> Result<&NetNs, ProbeError> {
         let (namespace, addresses) = match probe.from {
-            Origin::Node => (&self.node, &self.node_addresses),
+            Origin::Node(index) => {
+                let node = self.node(index).ok_or(ProbeError::NoSuchNode(index))?;
+                (node.namespace(), node.addresses())
+            }
             Origin::Endpoint(index) => {
                 let missing = || ProbeError::NoSuchEndpoint(index);
                 let endpoint = self.endpoints.get(index.0).ok_or_else(missing)?;
-                (self.namespace(index).ok_or_else(missing)?, &endpoint.addresses)
+                (self.namespace(index).ok_or_else(missing)?, endpoint.addresses.as_slice())
             }
         };
         let fits = |address: &IpAddr| {
@@ -184,7 +192,17 @@ async fn probe_tcp(namespace: &NetNs, probe: &Probe, timeouts: &Timeouts) -> Res
         }
     }
     answer.pop();
-    Ok(ProbeOutcome::Answered { by: String::from_utf8_lossy(&answer).into_owned() })
+    answered(&answer)
+}
+
+/// Reads what a listener says: its name, a space and whom it saw.
+fn answered(answer: &[u8]) -> Result<ProbeOutcome, ProbeError> {
+    let text = String::from_utf8_lossy(answer);
+    let parts = text.rsplit_once(' ').and_then(|(name, seen)| Some((name, seen.parse().ok()?)));
+    match parts {
+        Some((name, seen)) => Ok(ProbeOutcome::Answered { by: name.to_owned(), seen }),
+        None => Err(ProbeError::Answer(text.into_owned())),
+    }
 }
 
 /// Sets up the connection of a non-blocking TCP socket.
@@ -225,10 +243,10 @@ async fn probe_udp(namespace: &NetNs, probe: &Probe, timeouts: &Timeouts) -> Res
             Err(_) => continue,
             Ok(Err(error)) => return refusal(error, "receive a datagram"),
             Ok(Ok((length, _))) => {
-                let answer = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
-                return match answer.strip_prefix(&nonce) {
-                    Some(name) => Ok(ProbeOutcome::Answered { by: name.to_owned() }),
-                    None => Err(ProbeError::Answer(answer)),
+                let answer = buffer.get(..length).unwrap_or_default();
+                return match answer.strip_prefix(nonce.as_bytes()) {
+                    Some(answer) => answered(answer),
+                    None => Err(ProbeError::Answer(String::from_utf8_lossy(answer).into_owned())),
                 };
             }
         }
@@ -271,9 +289,7 @@ async fn probe_sctp(namespace: &NetNs, probe: &Probe, timeouts: &Timeouts) -> Re
                 continue;
             }
             match packet.chunk {
-                Chunk::InitAck { cookie, .. } => {
-                    return Ok(ProbeOutcome::Answered { by: String::from_utf8_lossy(&cookie).into_owned() });
-                }
+                Chunk::InitAck { cookie, .. } => return answered(&cookie),
                 Chunk::Abort { reason } if reason == CLOSED_PORT => return Ok(ProbeOutcome::Refused(Refusal::Closed)),
                 Chunk::Abort { .. } => foreign_abort = true,
                 Chunk::Init { .. } | Chunk::Other => {}

@@ -1,24 +1,29 @@
-//! The whole experiment: enforce the policies with the real agent, build the cluster, probe every pair, compare with the
-//! oracle.
+//! The whole experiment: enforce the policies with a real agent on every node, build the cluster, probe every pair and every
+//! path, compare with the oracle.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringfence_agent::{Agent, Change, SyncError};
+use ringfence_analyze::paths::{self, Trip, attempts};
 use ringfence_analyze::{EndKind, Matrix, ends};
 use ringfence_compile::UnsupportedTier;
 use ringfence_dataplane::{ApplyError, Backend};
-use ringfence_model::{ExternalHost, Object, Protocol};
+use ringfence_model::{ExternalHost, Node, Object, Protocol, Topology};
 use ringfence_oracle::State;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
 
 use crate::enter::EnterError;
 use crate::exec::{self, PublishError};
 use crate::listen::ListenError;
-use crate::network::{BuildError, EndpointIndex, Network};
+use crate::namespace::NetNs;
+use crate::network::{BuildError, EndpointIndex, Network, NodeIndex};
 use crate::probe::{Origin, Probe, ProbeOutcome, Timeouts};
-use crate::spec::{EndpointSpec, NetworkSpec};
+use crate::probes::{Probes, answered_by, describe};
+use crate::services::{Backend as Endpoint, ServicePortSpec, ServiceSpec, Services, Tables};
+use crate::spec::{EndpointSpec, NetworkSpec, NodeSpec, Place};
+use crate::trips::{attempt_all, trips};
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +34,15 @@ pub enum RunError {
     /// A policy that neither the oracle nor the compiler reads.
     #[error(transparent)]
     Unsupported(#[from] UnsupportedTier),
-    /// The objects were not placed on exactly one node.
-    #[error("the lab plays one node, but the pods are on {0}")]
-    Nodes(usize),
+    /// The objects were not placed: a pod is on a node that is not among them.
+    #[error("there is no node {0}")]
+    NoSuchNode(String),
+    /// The namespace of a node.
+    #[error("cannot make or enter the network namespace of a node: {0}")]
+    Namespace(#[source] std::io::Error),
+    /// The connection tracking of a node.
+    #[error("cannot ask a node's connection tracking: {0}")]
+    Tracking(#[source] std::io::Error),
     /// The backend could not be opened.
     #[error("cannot open the packet filter: {0}")]
     Backend(#[from] ApplyError),
@@ -50,7 +61,7 @@ pub enum RunError {
     /// The runtime for probes and listeners.
     #[error("cannot start the runtime for probes: {0}")]
     Runtime(#[from] std::io::Error),
-    /// Before anything is measured, the node asks every listener, which no policy forbids.
+    /// Before anything is measured, its node asks every listener, which no policy forbids.
     #[error(
         "{end} does not answer its own node on {protocol}/{port} ({outcome}): the lab is broken, nothing was measured"
     )]
@@ -85,10 +96,27 @@ pub enum RunError {
 pub enum Stage {
     /// Namespaces and links.
     Building,
-    /// The node asks every listener.
+    /// Its node asks every listener.
     Checking,
-    /// All pairs.
+    /// All pairs, and all paths.
     Probing,
+    /// All paths again, without policies.
+    Tracing,
+}
+
+/// What to try.
+#[derive(Clone, Debug)]
+pub struct Experiment {
+    /// The cluster, placed.
+    pub objects: Vec<Object>,
+    /// The hosts outside.
+    pub externals: Vec<ExternalHost>,
+    /// The network. The number of nodes is that of the objects.
+    pub topology: Topology,
+    /// Which iptables plays the Services.
+    pub service_tables: Tables,
+    /// How long probes wait.
+    pub timeouts: Timeouts,
 }
 
 /// A lab after its run, still up. It ends when this is dropped, or with the process.
@@ -96,6 +124,8 @@ pub enum Stage {
 pub struct Finished {
     /// Expected by the oracle, measured with packets.
     pub matrix: Matrix,
+    /// What came of every path.
+    pub trips: Vec<Trip>,
     /// The network, for those who want to go on.
     pub network: Arc<Network>,
     /// Listeners and probes live in it.
@@ -124,58 +154,164 @@ impl Finished {
     }
 }
 
-/// Runs a placed cluster, all on one node, in the namespaces the process is in (see [`enter`](fn@crate::enter)).
+/// Runs an experiment in the namespaces the process is in (see [`enter`](fn@crate::enter)).
 ///
-/// `open` opens the backend; it is called in the node's network namespace. `progress` hears of each stage: done, of how
-/// many.
+/// `open` opens the backend of one node; it is called in the network namespace of each. `progress` hears of each stage: done,
+/// of how many.
 ///
 /// # Errors
 /// See [`RunError`]. A cell that differs is a result, not an error.
 pub fn run<B: Backend>(
-    objects: Vec<Object>,
-    externals: &[ExternalHost],
-    timeouts: &Timeouts,
-    open: impl FnOnce() -> Result<B, ApplyError>,
+    experiment: Experiment,
+    open: impl FnMut() -> Result<B, ApplyError>,
     progress: &mut dyn FnMut(Stage, usize, usize),
 ) -> Result<Finished, RunError> {
+    let Experiment { objects, externals, topology, service_tables, timeouts } = experiment;
     let oracle = State::new(&objects).map_err(|error| UnsupportedTier(error.0))?;
-    let mut matrix = Matrix::new(ends(&objects, externals), |_, _, flow| {
+    let mut matrix = Matrix::new(ends(&objects, &externals), |_, _, flow| {
         let verdict = ringfence_oracle::judge(&oracle, flow);
         (verdict.egress.allowed, verdict.ingress.allowed)
     });
-    let nodes: Vec<_> = objects
-        .iter()
-        .filter_map(|object| if let Object::Node(node) = object { Some(node.clone()) } else { None })
-        .collect();
-    let [node] = nodes.as_slice() else { return Err(RunError::Nodes(nodes.len())) };
+    let attempts = attempts(&objects, &matrix);
+    let spec = network_spec(&objects, &matrix, topology, service_tables)?;
 
     // The policies are in force before the first pod exists: a pod is isolated from its very first packet.
-    let mut agent = Agent::new(node.name.clone(), open()?);
-    agent.change(Change::Reset(objects))?;
-    agent.sync()?;
+    let mut nodes = Nodes::make(&spec.nodes, open)?;
+    nodes.enforce(&objects)?;
+    let network =
+        Network::build_around(nodes.namespaces()?, spec, &mut |done, of| progress(Stage::Building, done, of))?;
+    let network = Arc::new(network);
 
-    let spec = network_spec(&matrix, node.addresses.clone());
-    let network = Arc::new(Network::build(spec, &mut |done, of| progress(Stage::Building, done, of))?);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let trips = runtime.block_on(async {
         network.listen().await?;
-        check_listeners(&matrix, &network, timeouts, progress).await?;
-        measure(&mut matrix, &network, timeouts, progress).await
+        check_listeners(&matrix, &network, &timeouts, progress).await?;
+        measure(&mut matrix, &network, &timeouts, progress).await?;
+        // What the matrix has measured need not be tried twice under the policies.
+        let not_in_matrix = |attempt: &paths::Attempt| attempt.cell.is_none();
+        let mut probing = |done, of| progress(Stage::Probing, done, of);
+        let policed = attempt_all(&attempts, not_in_matrix, &matrix, &network, &timeouts, &mut probing).await?;
+
+        // Without policies the same rules let everything pass, so what arrives shows what the network does by itself.
+        let open: Vec<Object> = objects.iter().filter(|object| !matches!(object, Object::Policy(_))).cloned().collect();
+        nodes.enforce(&open)?;
+        let mut tracing = |done, of| progress(Stage::Tracing, done, of);
+        let free = attempt_all(&attempts, |_| true, &matrix, &network, &timeouts, &mut tracing).await?;
+        let trips = trips(&attempts, &matrix, &network, &oracle, &policed, &free)?;
+        nodes.enforce(&objects)?;
+        Ok::<_, RunError>(trips)
     })?;
-    Ok(Finished { matrix, network, runtime })
+    Ok(Finished { matrix, trips, network, runtime })
 }
 
-fn network_spec(matrix: &Matrix, node_addresses: Vec<std::net::IpAddr>) -> NetworkSpec {
-    let endpoints = matrix.ends.iter().map(|end| EndpointSpec {
-        name: end.label.clone(),
-        addresses: end.addresses.clone(),
-        listen: end.ports.iter().copied().collect(),
-        host_network: in_host_network(&end.kind),
-    });
-    NetworkSpec { node_addresses, endpoints: endpoints.collect() }
+/// The nodes' namespaces, each with its agent.
+struct Nodes<B: Backend>(Vec<(NetNs, Agent<B>)>);
+
+impl<B: Backend> Nodes<B> {
+    /// The first node is the namespace this is called in.
+    fn make(specs: &[NodeSpec], mut open: impl FnMut() -> Result<B, ApplyError>) -> Result<Nodes<B>, RunError> {
+        let mut nodes = Vec::with_capacity(specs.len());
+        for spec in specs {
+            let namespace = if nodes.is_empty() { NetNs::current() } else { NetNs::create() };
+            let namespace = namespace.map_err(RunError::Namespace)?;
+            let backend = namespace.within(&mut open).map_err(RunError::Namespace)??;
+            nodes.push((namespace, Agent::new(spec.name.as_str().into(), backend)));
+        }
+        Ok(Nodes(nodes))
+    }
+
+    fn namespaces(&self) -> Result<Vec<NetNs>, RunError> {
+        self.0.iter().map(|(namespace, _)| namespace.share().map_err(RunError::Namespace)).collect()
+    }
+
+    /// Every node's agent takes `objects` for the whole state and enforces it.
+    fn enforce(&mut self, objects: &[Object]) -> Result<(), RunError> {
+        for (namespace, agent) in &mut self.0 {
+            agent.change(Change::Reset(objects.to_vec()))?;
+            namespace.within(|| agent.sync()).map_err(RunError::Namespace)??;
+        }
+        Ok(())
+    }
 }
 
-fn in_host_network(kind: &EndKind) -> bool {
+fn network_spec(
+    objects: &[Object],
+    matrix: &Matrix,
+    topology: Topology,
+    tables: Tables,
+) -> Result<NetworkSpec, RunError> {
+    let nodes: Vec<&Node> =
+        objects.iter().filter_map(|object| if let Object::Node(node) = object { Some(node) } else { None }).collect();
+    let index = |name: &str| {
+        let position = nodes.iter().position(|node| *node.name == *name);
+        position.map(NodeIndex).ok_or_else(|| RunError::NoSuchNode(name.to_owned()))
+    };
+    let mut endpoints = Vec::with_capacity(matrix.ends.len());
+    for end in &matrix.ends {
+        let place = match &end.kind {
+            EndKind::Pod { node, host_network: true, .. } => Place::HostNetwork { node: index(node)? },
+            EndKind::Pod { node, .. } => Place::Pod { node: index(node)? },
+            EndKind::External { .. } => Place::External,
+        };
+        let (name, addresses) = (end.label.clone(), end.addresses.clone());
+        endpoints.push(EndpointSpec { name, addresses, listen: end.ports.iter().copied().collect(), place });
+    }
+    let mut services: BTreeMap<String, ServiceSpec> = BTreeMap::new();
+    for (_, frontend) in paths::frontends(objects, &matrix.ends) {
+        let name = format!("{}/{}", frontend.service.namespace, frontend.service.name);
+        let spec = services.entry(name.clone()).or_insert_with(|| ServiceSpec {
+            name,
+            cluster_ips: frontend.service.cluster_addresses.clone(),
+            ports: Vec::new(),
+            external_traffic_policy: frontend.service.external_traffic,
+        });
+        let mut backends = Vec::with_capacity(frontend.backends.len());
+        for (end, address) in frontend.backends {
+            // Kubernetes lets a Service lead to ports that no container declares.
+            if let Some(endpoint) = endpoints.get_mut(end) {
+                endpoint.listen.push((frontend.port.protocol, address.port()));
+            }
+            if let Some(node) = matrix.ends.get(end).and_then(|end| end.node()) {
+                backends.push(Endpoint { address: address.ip(), port: address.port(), node: index(node)? });
+            }
+        }
+        let port = frontend.port;
+        let known = spec.ports.iter_mut().find(|known| (known.protocol, known.port) == (port.protocol, port.port));
+        match known {
+            Some(known) => known.backends.extend(backends),
+            None => spec.ports.push(ServicePortSpec {
+                name: port.name.as_ref().map(ToString::to_string),
+                protocol: port.protocol,
+                port: port.port,
+                node_port: port.node_port,
+                backends,
+            }),
+        }
+    }
+    Ok(NetworkSpec {
+        nodes: nodes
+            .iter()
+            .map(|node| NodeSpec { name: node.name.to_string(), addresses: node.addresses.clone() })
+            .collect(),
+        pod_network: topology.pod_network.unwrap_or_default(),
+        bypass_bridge_filter: false,
+        masquerade: topology.masquerade.unwrap_or_default(),
+        services: Services {
+            masquerade_all: topology.masquerade_all.unwrap_or_default(),
+            tables,
+            list: services.into_values().collect(),
+        },
+        endpoints,
+    })
+}
+
+/// The node of that name.
+pub(crate) fn node_named(network: &Network, name: &str) -> Result<NodeIndex, RunError> {
+    let position = network.nodes().iter().position(|node| node.name() == name);
+    position.map(NodeIndex).ok_or_else(|| RunError::NoSuchNode(name.to_owned()))
+}
+
+pub(crate) fn in_host_network(kind: &EndKind) -> bool {
     matches!(kind, EndKind::Pod { host_network: true, .. })
 }
 
@@ -188,10 +324,14 @@ async fn check_listeners(
 ) -> Result<(), RunError> {
     let mut probes = Probes::default();
     for (position, end) in matrix.ends.iter().enumerate() {
+        let from = match end.node() {
+            Some(node) => Origin::Node(node_named(network, node)?),
+            // Nobody enforces anything on what nodes send out.
+            None => Origin::Node(NodeIndex(0)),
+        };
         for (protocol, port) in &end.ports {
             for address in &end.addresses {
-                let probe =
-                    Probe { from: Origin::Node, source: None, destination: *address, protocol: *protocol, port: *port };
+                let probe = Probe { from, source: None, destination: *address, protocol: *protocol, port: *port };
                 probes.push(position, probe);
             }
         }
@@ -263,51 +403,4 @@ async fn measure(
         })
         .await;
     failed.map_or(Ok(()), Err)
-}
-
-/// Pods on the node's network share its addresses, so any of them may hold a port that several declare.
-fn answered_by(outcome: &ProbeOutcome, label: &str, shares_addresses: bool) -> bool {
-    matches!(outcome, ProbeOutcome::Answered { by } if shares_addresses || by == label)
-}
-
-fn describe(outcome: &ProbeOutcome) -> String {
-    match outcome {
-        ProbeOutcome::Answered { by } => format!("{by} answered"),
-        ProbeOutcome::Refused(refusal) => format!("refused: {refusal:?}"),
-        ProbeOutcome::TimedOut => "no answer".to_owned(),
-        ProbeOutcome::Failed(error) => error.to_string(),
-    }
-}
-
-/// Probes to be made at the same time, each with the position its outcome belongs to.
-#[derive(Default)]
-struct Probes(Vec<(usize, Probe)>);
-
-impl Probes {
-    fn push(&mut self, position: usize, probe: Probe) {
-        self.0.push((position, probe));
-    }
-
-    async fn run(
-        self,
-        network: &Arc<Network>,
-        timeouts: &Timeouts,
-        mut each: impl FnMut(usize, &Probe, ProbeOutcome, usize, usize),
-    ) {
-        let of = self.0.len();
-        let mut running = JoinSet::new();
-        for (position, probe) in self.0 {
-            let (network, timeouts) = (network.clone(), *timeouts);
-            running.spawn(async move { (position, probe, network.probe(probe, &timeouts).await) });
-        }
-        let mut done = 0;
-        while let Some(joined) = running.join_next().await {
-            done += 1;
-            match joined {
-                Ok((position, probe, outcome)) => each(position, &probe, outcome, done, of),
-                // A probe that panicked must not pass for one that was refused.
-                Err(error) => std::panic::resume_unwind(error.into_panic()),
-            }
-        }
-    }
 }

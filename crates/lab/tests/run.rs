@@ -11,9 +11,13 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sched::{CloneFlags, unshare};
 use ringfence_analyze::{Matrix, PlacementOptions, place};
 use ringfence_dataplane::fake::FakeBackend;
+use ringfence_dataplane::iptables::{IptablesBackend, IptablesOptions, Variant};
 use ringfence_dataplane::{ApplyError, Backend, NftBackend, NftOptions, Reconciler, notation};
 use ringfence_k8s::{Source, parse};
-use ringfence_lab::{EndpointIndex, Isolation, Stage, Timeouts};
+use ringfence_lab::{
+    EndpointIndex, Experiment, Isolation, NetNs, NodeIndex, Origin, Probe, ProbeOutcome, Stage, Tables, Timeouts,
+};
+use ringfence_model::{Object, Topology};
 use socket2::{Domain, Socket, Type};
 
 const CLUSTER: &str = "
@@ -50,6 +54,12 @@ fn main() -> ExitCode {
             let matrix = run(|| Ok(FakeBackend::default()))?;
             same(&matrix.differences().count(), &3)
         }),
+        Trial::test("refusals_reach_the_client_of_a_pod_that_may_send_nothing", || {
+            refusals(|| NftBackend::new(NftOptions::default()))?;
+            let options = |variant| IptablesOptions { variant: Some(variant), ..IptablesOptions::default() };
+            refusals(|| IptablesBackend::open(options(Variant::Nft)))?;
+            refusals(|| IptablesBackend::open(options(Variant::Legacy)))
+        }),
         Trial::test("a_forged_source_gets_no_exemption", forged_sources),
         Trial::test("no_packet_slips_between_two_programs", no_packet_slips_between_two_programs),
         Trial::test("a_pod_reaches_itself_through_a_service", hairpin),
@@ -59,7 +69,10 @@ fn main() -> ExitCode {
                 last.retain(|(seen, ..)| *seen != stage);
                 last.push((stage, done, of));
             })?;
-            same(&last, &vec![(Stage::Building, 2, 2), (Stage::Checking, 4, 4), (Stage::Probing, 4, 4)])
+            same(
+                &last,
+                &vec![(Stage::Building, 2, 2), (Stage::Checking, 4, 4), (Stage::Probing, 4, 4), (Stage::Tracing, 8, 8)],
+            )
         }),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
@@ -72,10 +85,37 @@ const WEB: &str = "fd00::3";
 fn run_v6() -> Result<ringfence_lab::Finished, Failed> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let mut manifests = parse(&[Source { name: "cluster.yaml", text: CLUSTER.as_bytes() }]);
-    let options = PlacementOptions { single_node: true, pod_cidrs: vec!["fd00::/64".parse()?] };
+    let options = PlacementOptions { nodes: Some(1), pod_cidrs: vec!["fd00::/64".parse()?] };
     place(&mut manifests.objects, &[], &options)?;
     let open = || NftBackend::new(NftOptions::default());
-    Ok(ringfence_lab::run(manifests.objects, &[], &Timeouts::default(), open, &mut |_, _, _| ())?)
+    Ok(ringfence_lab::run(experiment(manifests.objects), open, &mut |_, _, _| ())?)
+}
+
+/// The reset that refuses a connection carries the address of the pod that was called, whose own packets are refused too.
+fn refusals<B: Backend>(open: impl FnMut() -> Result<B, ApplyError>) -> Result<(), Failed> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let both_ways = format!("{CLUSTER}  policyTypes: [Ingress, Egress]\n");
+    let mut manifests = parse(&[Source { name: "cluster.yaml", text: both_ways.as_bytes() }]);
+    let pod_cidrs = vec!["10.244.0.0/24".parse()?, "fd00::/64".parse()?];
+    place(&mut manifests.objects, &[], &PlacementOptions { nodes: Some(1), pod_cidrs })?;
+    let lab = ringfence_lab::run(experiment(manifests.objects), open, &mut |_, _, _| ())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for cell in lab.matrix.cells.iter().filter(|cell| !cell.allowed()) {
+        for path in &cell.paths {
+            let probe = Probe {
+                from: Origin::Endpoint(EndpointIndex(cell.from)),
+                source: Some(path.source),
+                destination: path.destination,
+                protocol: cell.protocol,
+                port: cell.port,
+            };
+            match runtime.block_on(lab.network.probe(probe, &Timeouts::default())) {
+                ProbeOutcome::Refused(_) => {}
+                outcome => return Err(format!("{probe:?}: {outcome:?}").into()),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// IPv6 has no reverse path filter, so a pod can send with any source; what it sends must be judged all the same.
@@ -132,7 +172,7 @@ fn no_packet_slips_between_two_programs() -> Result<(), Failed> {
     let raw = Some(socket2::Protocol::from(255));
     let sender =
         namespace("default/client")?.within(|| Socket::new(Domain::IPV6, Type::from(libc::SOCK_RAW), raw))??;
-    let mut reconciler = Reconciler::new(lab.network.node().within(|| NftBackend::new(NftOptions::default()))??);
+    let mut reconciler = Reconciler::new(first(&lab)?.within(|| NftBackend::new(NftOptions::default()))??);
     let done = AtomicBool::new(false);
     let (sent, changes) = std::thread::scope(|scope| {
         let flood = scope.spawn(|| flood(&sender, &done));
@@ -156,6 +196,10 @@ fn no_packet_slips_between_two_programs() -> Result<(), Failed> {
         Err(_) => Ok(()),
         Ok(_) => Err(format!("among {sent} packets over {changes} changes, one has passed").into()),
     }
+}
+
+fn first(lab: &ringfence_lab::Finished) -> Result<&NetNs, Failed> {
+    Ok(lab.network.node(NodeIndex(0)).ok_or("no node")?.namespace())
 }
 
 /// Sends from ever new ports, until told to stop; gives how many packets.
@@ -196,7 +240,7 @@ fn hairpin() -> Result<(), Failed> {
     let service = "table ip6 services { chain pre { type nat hook prerouting priority dstnat; \
                    ip6 daddr fd00:5::1 udp dport 53 dnat to [fd00::3]:9999; }; }";
     let nft = || Command::new("nft").arg(service).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").status();
-    if !lab.network.node().within(nft)??.success() {
+    if !first(&lab)?.within(nft)??.success() {
         return Err("nft refused the service".into());
     }
     let position = lab.matrix.ends.iter().position(|end| end.label == "default/web").ok_or("no web")?;
@@ -209,19 +253,24 @@ fn hairpin() -> Result<(), Failed> {
     same(&from.ip().to_string(), &WEB.to_owned())
 }
 
-fn run<B: Backend>(open: impl FnOnce() -> Result<B, ApplyError>) -> Result<Matrix, Failed> {
+fn experiment(objects: Vec<Object>) -> Experiment {
+    let (topology, service_tables, timeouts) = (Topology::default(), Tables::Nft, Timeouts::default());
+    Experiment { objects, externals: Vec::new(), topology, service_tables, timeouts }
+}
+
+fn run<B: Backend>(open: impl FnMut() -> Result<B, ApplyError>) -> Result<Matrix, Failed> {
     run_with(open, &mut |_, _, _| ())
 }
 
 fn run_with<B: Backend>(
-    open: impl FnOnce() -> Result<B, ApplyError>,
+    open: impl FnMut() -> Result<B, ApplyError>,
     progress: &mut dyn FnMut(Stage, usize, usize),
 ) -> Result<Matrix, Failed> {
     // Each trial has a thread, and each thread a node of its own.
     unshare(CloneFlags::CLONE_NEWNET)?;
     let mut manifests = parse(&[Source { name: "cluster.yaml", text: CLUSTER.as_bytes() }]);
-    place(&mut manifests.objects, &[], &PlacementOptions { single_node: true, ..PlacementOptions::default() })?;
-    let finished = ringfence_lab::run(manifests.objects, &[], &Timeouts::default(), open, progress)?;
+    place(&mut manifests.objects, &[], &PlacementOptions { nodes: Some(1), ..PlacementOptions::default() })?;
+    let finished = ringfence_lab::run(experiment(manifests.objects), open, progress)?;
     Ok(finished.matrix)
 }
 

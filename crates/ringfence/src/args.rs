@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use ringfence_dataplane::iptables::Mark;
+use ringfence_model::PodNetwork;
 
 /// Kubernetes NetworkPolicy for any cluster: who may reach whom, by manifests, by packets, on the node.
 ///
@@ -51,9 +53,19 @@ pub(crate) enum Command {
         /// The node. Can be left out when there is only one.
         #[arg(long)]
         node: Option<String>,
-        /// The packet filter.
-        #[arg(long, value_enum, default_value_t = BackendName::Nftables)]
-        backend: BackendName,
+        #[command(flatten)]
+        filter: Filter,
+    },
+    /// Say what on this host would make policies fail: settings, masquerading, rules of others.
+    ///
+    /// Looks and changes nothing. Exit code 1 if something is wrong.
+    Doctor {
+        /// Where pods have their addresses. Without it, guessed from the rules on the host.
+        #[arg(long, value_name = "CIDR")]
+        pod_cidr: Vec<IpNet>,
+        /// How to print the findings.
+        #[arg(short, long, value_enum, default_value_t = DoctorFormat::Text)]
+        output: DoctorFormat,
     },
     /// Remove everything ringfence has put into this host's packet filter.
     Cleanup {
@@ -68,13 +80,13 @@ pub(crate) enum LabCommand {
     /// Build, enforce, probe all pairs, compare with the specification; exit 1 if any cell differs.
     ///
     /// Needs no root and no Kubernetes: everything lives in namespaces of this process and is gone when it ends.
-    /// All pods run on one node; where that changes a verdict, it says so.
     Run {
         #[command(flatten)]
         input: Input,
-        /// The packet filter.
-        #[arg(long, value_enum, default_value_t = BackendName::Nftables)]
-        backend: BackendName,
+        #[command(flatten)]
+        filter: Filter,
+        #[command(flatten)]
+        network: Network,
         /// How to print the result.
         #[arg(short, long, value_enum, default_value_t = LabFormat::Table)]
         output: LabFormat,
@@ -107,6 +119,100 @@ pub(crate) struct Input {
     pub(crate) pod_cidr: Vec<IpNet>,
 }
 
+/// The packet filter, and what it does.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Filter {
+    /// The packet filter.
+    #[arg(long, value_enum, default_value_t = BackendName::Nftables)]
+    pub(crate) backend: BackendName,
+    /// What happens to refused packets: an error for the sender, or silence.
+    #[arg(long, value_enum, default_value_t = DenyName::Reject)]
+    pub(crate) deny_action: DenyName,
+    /// Which iptables to write to (backend iptables).
+    #[arg(long, value_enum, value_name = "VARIANT", default_value_t = VariantName::Auto)]
+    pub(crate) iptables: VariantName,
+    /// The bit of the packet mark that the rules use, such as 0x2000 (backend iptables).
+    #[arg(long)]
+    pub(crate) mark: Option<Mark>,
+    /// Enforce policies only towards peers in this range; repeat it for several. Default: everywhere (backend iptables).
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pod_ip_range: Vec<IpNet>,
+}
+
+/// The network that the lab plays. A Topology object in the input says the same; flags win.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Network {
+    /// How many nodes to deal the pods out to. Default: the nodes of the input, or one.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) nodes: Option<u8>,
+    /// How packets between pods travel: routed, bridge (one on each node), vxlan (bridges and an overlay between nodes), or a
+    /// file with a Topology.
+    #[arg(long, value_name = "routed|bridge|vxlan|FILE")]
+    pub(crate) topology: Option<TopologyName>,
+    /// Which packets of pods leave their node under the node's address.
+    #[arg(long, value_enum)]
+    pub(crate) masquerade: Option<MasqueradeName>,
+    /// Let every call of a Service leave under the node's address, as with kube-proxy --masquerade-all.
+    #[arg(long)]
+    pub(crate) masquerade_all: bool,
+}
+
+/// The value of `--topology`.
+#[derive(Clone, Debug)]
+pub(crate) enum TopologyName {
+    Network(PodNetwork),
+    File(PathBuf),
+}
+
+impl std::str::FromStr for TopologyName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<TopologyName, Self::Err> {
+        Ok(match text {
+            "routed" => TopologyName::Network(PodNetwork::Routed),
+            "bridge" => TopologyName::Network(PodNetwork::Bridge),
+            "vxlan" => TopologyName::Network(PodNetwork::Vxlan),
+            file => TopologyName::File(file.into()),
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MasqueradeName {
+    /// None.
+    None,
+    /// Those to addresses that are neither a pod's nor a node's.
+    Outside,
+    /// Those to pods of other nodes as well: a misconfiguration that hides sources from policies.
+    Pods,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DenyName {
+    /// TCP reset, or ICMP "administratively prohibited".
+    Reject,
+    /// Nothing.
+    Drop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VariantName {
+    /// The one that kubelet and kube-proxy use on this host.
+    Auto,
+    /// iptables over nf_tables.
+    Nft,
+    /// The older kernel interface.
+    Legacy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DoctorFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum MatrixFormat {
     /// For people.
@@ -131,4 +237,7 @@ pub(crate) enum LabFormat {
 pub(crate) enum BackendName {
     /// One nftables table of our own, `inet ringfence`.
     Nftables,
+    /// Chains and ipsets of our own in the filter tables of iptables and ip6tables: a chain for each namespace, policy and
+    /// rule.
+    Iptables,
 }

@@ -7,27 +7,37 @@ use std::path::{Path, PathBuf};
 
 use ringfence_analyze::{PlacementOptions, place};
 use ringfence_k8s::{Manifests, Severity, Source, parse};
-use ringfence_model::{ExternalHost, Object};
+use ringfence_model::{ExternalHost, Masquerade, Object, Topology};
 
-use crate::args::Input;
+use crate::args::{Input, MasqueradeName, Network, TopologyName};
 use crate::output::{Failure, Messages};
 
 /// A cluster that was read, in which every pod has its node and its addresses.
 pub(crate) struct Cluster {
     pub(crate) objects: Vec<Object>,
     pub(crate) externals: Vec<ExternalHost>,
+    /// The network that the lab shall play, as far as the input or the flags say.
+    pub(crate) topology: Topology,
     /// Some object is invalid. It fails closed; the answer is still one about the rest.
     pub(crate) has_errors: bool,
 }
 
-/// Reads, reports what is wrong on standard error, and places the pods.
-pub(crate) fn read(input: &Input, messages: &Messages) -> Result<Cluster, Failure> {
+/// Reads, reports what is wrong on standard error, and places the pods: on the nodes of the input, or with `network` on as
+/// many as it or the input's Topology says.
+pub(crate) fn read(input: &Input, network: Option<&Network>, messages: &Messages) -> Result<Cluster, Failure> {
     let mut files = Files::default();
     for path in &input.paths {
         read_path(path, &mut files)?;
     }
+    let topology_file = match network.and_then(|network| network.topology.as_ref()) {
+        Some(TopologyName::File(path)) => Some(path),
+        Some(TopologyName::Network(_)) | None => None,
+    };
+    if let Some(path) = topology_file {
+        read_path(path, &mut files)?;
+    }
     let sources: Vec<Source<'_>> = files.texts.iter().map(|(name, text)| Source { name, text }).collect();
-    let Manifests { mut objects, externals, diagnostics, .. } = parse(&sources);
+    let Manifests { mut objects, externals, topology, diagnostics, .. } = parse(&sources);
     let mut worst = None;
     for diagnostic in &diagnostics {
         messages.diagnostic(diagnostic);
@@ -36,14 +46,39 @@ pub(crate) fn read(input: &Input, messages: &Messages) -> Result<Cluster, Failur
     if worst == Some(Severity::Fatal) {
         return Err(Failure::Unreadable);
     }
-    let options = PlacementOptions { pod_cidrs: input.pod_cidr.clone(), single_node: false };
+    if let Some(path) = topology_file.filter(|_| topology.is_none()) {
+        return Err(Failure::NoTopology(path.clone()));
+    }
+    let topology = network.map_or_else(Topology::default, |network| network.over(topology.unwrap_or_default()));
+    let options = PlacementOptions { pod_cidrs: input.pod_cidr.clone(), nodes: topology.nodes };
     for note in place(&mut objects, &externals, &options)?.notes {
         messages.note(&note);
     }
     if !objects.iter().any(|object| matches!(object, Object::Pod(_))) {
         return Err(Failure::NoPods);
     }
-    Ok(Cluster { objects, externals, has_errors: worst == Some(Severity::Error) })
+    Ok(Cluster { objects, externals, topology, has_errors: worst == Some(Severity::Error) })
+}
+
+impl Network {
+    /// The flags, and where they are silent what the input says.
+    fn over(&self, input: Topology) -> Topology {
+        let pod_network = match self.topology {
+            Some(TopologyName::Network(network)) => Some(network),
+            Some(TopologyName::File(_)) | None => None,
+        };
+        let masquerade = self.masquerade.map(|name| match name {
+            MasqueradeName::None => Masquerade::None,
+            MasqueradeName::Outside => Masquerade::Outside,
+            MasqueradeName::Pods => Masquerade::PodsToo,
+        });
+        Topology {
+            nodes: self.nodes.map(usize::from).or(input.nodes),
+            pod_network: pod_network.or(input.pod_network),
+            masquerade: masquerade.or(input.masquerade),
+            masquerade_all: self.masquerade_all.then_some(true).or(input.masquerade_all),
+        }
+    }
 }
 
 /// The files read so far.

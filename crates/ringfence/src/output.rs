@@ -28,6 +28,10 @@ pub(crate) enum Failure {
     NoSuchNode { node: String, known: String },
     #[error("the input has {0} nodes; choose one with --node ({1})")]
     WhichNode(usize, String),
+    #[error("{0} is an option of --backend iptables")]
+    NotForBackend(&'static str),
+    #[error("{} holds no Topology", .0.display())]
+    NoTopology(PathBuf),
     #[error("changing the packet filter needs CAP_NET_ADMIN: run as root")]
     NotPermitted,
     #[error("{0}")]

@@ -110,6 +110,15 @@ fn the_json_of_a_lab_is_the_same_with_measurements() {
         assert_eq!(cell["measured"], cell["allowed"]);
         cell["measured"] = Value::Null;
     }
+    let paths = measured.as_object_mut().unwrap().remove("paths").unwrap();
+    let first = paths.as_array().unwrap().first().unwrap();
+    assert_eq!(
+        keys(first),
+        [
+            "carried", "expected", "from", "intended", "measured", "path", "port", "protocol", "seen", "source",
+            "through", "to"
+        ]
+    );
     let computed = ringfence(&["matrix", &example("three-layers"), "-o", "json"]);
     assert_eq!(measured, json(&computed));
 }
@@ -274,7 +283,7 @@ fn a_lab_says_how_many_connections_it_tried() {
 
 /// A pod on the host network is its node, and a node always reaches its own pods: on one node there is another answer.
 #[test]
-fn a_lab_tells_when_its_one_node_changes_a_verdict() {
+fn a_lab_plays_the_nodes_of_the_input_or_as_many_as_asked_for() {
     let text = "
 apiVersion: v1
 kind: Pod
@@ -291,12 +300,69 @@ kind: NetworkPolicy
 metadata: {name: closed}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 ";
-    let apart = with_input(&["matrix", "-", "-o", "csv"], text.as_bytes());
-    assert!(String::from_utf8(apart.stdout).unwrap().contains("default/daemon,default/web,TCP,80,true,false,false,"));
-    let together = with_input(&["lab", "run", "-", "-o", "json"], text.as_bytes());
-    assert_eq!(code(&together), 0, "{}", errors(&together));
-    assert!(errors(&together).contains("1 of the connections"), "{}", errors(&together));
-    assert!(errors(&together).contains("default/daemon -> default/web TCP/80"), "{}", errors(&together));
+    let measured = |arguments: &[&str]| {
+        let output = with_input(&[&["lab", "run", "-", "-o", "json"], arguments].concat(), text.as_bytes());
+        assert_eq!(code(&output), 0, "{}", errors(&output));
+        let cells = json(&output)["cells"].as_array().unwrap().clone();
+        let cell = cells.iter().find(|cell| cell["to"] == "default/web").unwrap();
+        (cell["measured"].clone(), errors(&output))
+    };
+    assert_eq!(measured(&[]).0, false);
+    let (together, notes) = measured(&["--nodes", "1"]);
+    assert_eq!(together, true);
+    assert!(notes.contains("pods of 2 nodes run on 1"), "{notes}");
+}
+
+/// The network comes from an object of the input or of a file, and flags win.
+#[test]
+fn a_topology_can_be_written_down() {
+    let folder = Folder::new("topology");
+    let pods = folder.file("pods.yaml", PODS.as_bytes());
+    let topology = |nodes: u8, network: &str| {
+        format!(
+            "{{apiVersion: lab.ringfence/v1alpha1, kind: Topology, metadata: {{name: t}}, \
+             spec: {{nodes: {nodes}, network: {network}}}}}"
+        )
+    };
+    let file = folder.file("topology.yml", topology(2, "vxlan").as_bytes());
+    let nodes = |arguments: &[&str]| {
+        let output = ringfence(&[&["lab", "run", "-o", "json"], arguments].concat());
+        assert_eq!(code(&output), 0, "{}", errors(&output));
+        let pods = json(&output)["pods"].as_array().unwrap().clone();
+        let nodes: std::collections::BTreeSet<String> = pods.iter().map(|pod| pod["node"].to_string()).collect();
+        nodes.len()
+    };
+    assert_eq!(nodes(&[&pods]), 1);
+    assert_eq!(nodes(&[&pods, "--topology", &file]), 2);
+    assert_eq!(nodes(&[&pods, &file]), 2);
+    assert_eq!(nodes(&[&pods, &file, "--nodes", "1", "--topology", "bridge"]), 1);
+    let wrong = ringfence(&["lab", "run", &pods, "--topology", &pods]);
+    assert_eq!(code(&wrong), 2);
+    assert!(errors(&wrong).contains("holds no Topology"), "{}", errors(&wrong));
+    let unknown = ringfence(&["lab", "run", &pods, "--topology", "flannel"]);
+    assert_eq!(code(&unknown), 2);
+    assert!(errors(&unknown).contains("flannel"), "{}", errors(&unknown));
+}
+
+#[test]
+fn options_of_the_other_backend_are_refused() {
+    let example = example("or-peers");
+    let output = ringfence(&["render", &example, "--mark", "0x4"]);
+    assert_eq!(code(&output), 2);
+    assert!(errors(&output).contains("--mark is an option of --backend iptables"), "{}", errors(&output));
+    assert_eq!(code(&ringfence(&["render", &example, "--backend", "iptables", "--mark", "0x3"])), 2);
+    let output = ringfence(&["render", &example, "--backend", "iptables", "--mark", "0x4", "--deny-action", "drop"]);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("--set-xmark 0x4/0x4") && !text.contains("REJECT"), "{text}");
+    assert!(text.contains("default/test-network-policy rule 1"), "{text}");
+}
+
+#[test]
+fn the_doctor_looks_and_answers() {
+    let output = ringfence(&["doctor", "-o", "json"]);
+    assert!(matches!(code(&output), 0 | 1), "{}", errors(&output));
+    assert!(serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap().is_array());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Every example and every trap: the written-down expectation, the compiled program and real packets must agree.
+//! Every example and every trap: the written-down expectation, the compiled program and real packets must agree, with every
+//! packet filter and, on two nodes, over every path. RINGFENCE_PACKETS=all adds all filters in all networks.
 //!
 //! An expectation is a list of lines `allow|deny FROM -> TO PROTOCOL/PORT`; the first that matches a cell counts, and some
 //! line must. `*` stands for any characters. A case with several steps lists its files in [`steps`].
@@ -17,12 +18,12 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for expectation in expectations(&tests.join("examples")) {
         let name = stem(&expectation);
-        let paths = steps(&name).iter().map(|path| examples.join(path)).collect();
-        trials.extend(both(&format!("examples/{name}"), paths, expectation));
+        let paths: Vec<PathBuf> = steps(&name).iter().map(|path| examples.join(path)).collect();
+        trials.extend(all(&format!("examples/{name}"), &paths, &expectation));
     }
     for expectation in expectations(&tests.join("traps")) {
         let paths = vec![expectation.with_extension("yaml")];
-        trials.extend(both(&format!("traps/{}", stem(&expectation)), paths, expectation));
+        trials.extend(all(&format!("traps/{}", stem(&expectation)), &paths, &expectation));
     }
     trials.push(Trial::test("every_example_has_an_expectation", move || {
         for entry in fs::read_dir(&examples)?.flatten().filter(|entry| entry.path().is_dir()) {
@@ -65,16 +66,38 @@ fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// By the compiled program, and by the oracle and packets.
-fn both(name: &str, paths: Vec<PathBuf>, expectation: PathBuf) -> [Trial; 2] {
-    let (again, expectation_again) = (paths.clone(), expectation.clone());
-    [
-        Trial::test(format!("{name} compiled"), move || check(&["matrix"], &paths, &expectation, false)),
-        Trial::test(format!("{name} packets"), move || check(&["lab", "run"], &again, &expectation_again, true)),
-    ]
+/// The packet filters, each with the arguments that choose it.
+const FILTERS: [(&str, &[&str]); 3] = [
+    ("nftables", &["--backend", "nftables"]),
+    ("iptables-nft", &["--backend", "iptables", "--iptables", "nft"]),
+    ("iptables-legacy", &["--backend", "iptables", "--iptables", "legacy"]),
+];
+
+/// By the compiled program, and by the oracle and packets: on the nodes of the input with every filter, and on two nodes.
+fn all(name: &str, paths: &[PathBuf], expectation: &Path) -> Vec<Trial> {
+    let trial = |how: &str, command: Vec<&'static str>, expectation: Option<PathBuf>| {
+        let (paths, measured) = (paths.to_vec(), command.first() == Some(&"lab"));
+        Trial::test(format!("{name} {how}"), move || check(&command, &paths, expectation.as_deref(), measured))
+    };
+    let mut trials = vec![trial("compiled", vec!["matrix"], Some(expectation.to_owned()))];
+    for (filter, arguments) in FILTERS {
+        let command = [&["lab", "run"], arguments].concat();
+        trials.push(trial(filter, command, Some(expectation.to_owned())));
+    }
+    let everything = std::env::var_os("RINGFENCE_PACKETS").is_some_and(|value| value == "all");
+    let networks: &[&str] = if everything { &["routed", "bridge", "vxlan"] } else { &["vxlan"] };
+    let filters = if everything { &FILTERS[..] } else { &FILTERS[..2] };
+    for network in networks {
+        for (filter, arguments) in filters {
+            let command = [&["lab", "run", "--nodes", "2", "--topology", network], *arguments].concat();
+            // Where a node is does matter to pods on its network, so the expectation is left to the oracle.
+            trials.push(trial(&format!("{filter} {network} on two nodes"), command, None));
+        }
+    }
+    trials
 }
 
-fn check(command: &[&str], paths: &[PathBuf], expectation: &Path, measured: bool) -> Result<(), Failed> {
+fn check(command: &[&str], paths: &[PathBuf], expectation: Option<&Path>, measured: bool) -> Result<(), Failed> {
     let output =
         Command::new(env!("CARGO_BIN_EXE_ringfence")).args(command).args(paths).args(["-o", "json"]).output()?;
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -83,27 +106,37 @@ fn check(command: &[&str], paths: &[PathBuf], expectation: &Path, measured: bool
         return Err(format!("{}: {errors}", output.status).into());
     }
     let document: Value = serde_json::from_slice(&output.stdout)?;
-    let rules = rules(&fs::read_to_string(expectation)?)?;
+    let rules = expectation.map(|path| rules(&fs::read_to_string(path)?)).transpose()?;
     let cells = document["cells"].as_array().ok_or("no cells")?;
     if cells.is_empty() {
         return Err("no cells".into());
     }
     let mut wrong = Vec::new();
-    let mut used = vec![false; rules.len()];
+    let mut used = vec![false; rules.as_ref().map_or(0, Vec::len)];
     for cell in cells {
         let text = |field: &str| cell[field].as_str().unwrap_or_default();
         let (from, to) = (text("from"), text("to"));
         let port = format!("{}/{}", text("protocol"), cell["port"]);
-        let rule = rules.iter().position(|rule| rule.matches(from, to, &port));
-        let rule = rule.ok_or_else(|| format!("no line for {from} -> {to} {port}"))?;
-        used[rule] = true;
-        let expected = Value::Bool(rules[rule].allow);
+        let expected = match &rules {
+            None => cell["allowed"].clone(),
+            Some(rules) => {
+                let rule = rules.iter().position(|rule| rule.matches(from, to, &port));
+                let rule = rule.ok_or_else(|| format!("no line for {from} -> {to} {port}"))?;
+                used[rule] = true;
+                Value::Bool(rules[rule].allow)
+            }
+        };
         let seen = if measured { &cell["measured"] } else { &cell["allowed"] };
         if cell["allowed"] != expected || *seen != expected {
             wrong.push(format!("{from} -> {to} {port}: expected {expected}, got {cell}"));
         }
     }
-    if let Some(unused) = used.iter().position(|used| !used) {
+    for path in document["paths"].as_array().into_iter().flatten() {
+        if path["carried"] != true || path["measured"] != path["expected"] {
+            wrong.push(format!("path: {path}"));
+        }
+    }
+    if let (Some(unused), Some(rules)) = (used.iter().position(|used| !used), &rules) {
         wrong.push(format!("line {:?} matches nothing", rules[unused].line));
     }
     if !wrong.is_empty() || output.status.code() != Some(0) {

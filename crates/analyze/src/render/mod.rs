@@ -1,13 +1,15 @@
-//! A [`Matrix`] as text.
+//! A [`Matrix`] and what came of paths, as text.
 
 mod csv;
 mod json;
 mod markdown;
+mod paths;
 mod table;
 
 pub use csv::csv;
-pub use json::json;
+pub use json::{json, json_with_paths};
 pub use markdown::markdown;
+pub use paths::paths;
 pub use table::{TableStyle, View, table};
 
 use crate::matrix::{Cell, Matrix};

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use ringfence_lab::exec::{self, Place};
-use ringfence_lab::{NetNs, Network, enter};
+use ringfence_lab::{NetNs, Network, NodeSpec, enter};
 
-use crate::{ROLE, isolation, small};
+use crate::{ROLE, ip, isolation, small};
 
 /// A directory for state files, removed at the end.
 struct StateDirectory(PathBuf);
@@ -51,7 +51,9 @@ impl Drop for StateDirectory {
 /// The role of a process that keeps a lab until its standard input ends.
 pub(crate) fn keep_a_lab() -> ! {
     enter(isolation()).unwrap();
-    let network = Network::build(small(), &mut |_, _| {}).unwrap();
+    let mut spec = small();
+    spec.nodes.push(NodeSpec { name: "node-2".to_owned(), addresses: vec![ip("192.0.2.2")] });
+    let network = Network::build(spec, &mut |_, _| {}).unwrap();
     let published = exec::publish(&network).unwrap();
     println!("ready");
     std::io::stdin().read_line(&mut String::new()).unwrap();
@@ -66,7 +68,7 @@ pub(crate) fn run_in_the_lab(place: &str) -> ! {
         println!("{} labs", labs.len());
         exit(100);
     };
-    let place = if place == "node" { Place::Node } else { Place::Endpoint(place.to_owned()) };
+    let place = lab.place(place).unwrap_or_else(|| Place::Endpoint(place.to_owned()));
     let mut command = Command::new("sh");
     command.args(["-c", &env::var("SCRIPT").unwrap_or_default()]);
     match exec::run_in(lab, &place, &mut command) {
@@ -131,6 +133,9 @@ pub(crate) fn commands_run_in_a_kept_lab() {
     assert!(routes.contains("20010db8000000000000000000000003"), "{routes}");
     let (_, devices) = run("node", "cat /proc/net/dev; id -u");
     assert!(devices.contains("rf0:") && devices.ends_with("\n0\n"), "{devices}");
+    assert!(run("node-1", "cat /proc/net/dev").1.contains("rf0:"));
+    let (_, devices) = run("node-2", "cat /proc/net/dev");
+    assert!(devices.contains("eth0:") && !devices.contains("rf0:"), "{devices}");
     let (status, error) = run("default/nobody", "");
     assert_eq!(status, Some(102));
     assert!(error.contains("no endpoint \"default/nobody\""), "{error}");
@@ -155,8 +160,8 @@ pub(crate) fn stale_and_foreign_state_files_are_no_labs() {
     let directory = StateDirectory::new("stale");
     let own = std::process::id();
     for (name, text) in [
-        ("ringfence-lab-1-1.json", format!("{{\"pid\":{own},\"started\":1,\"node\":3,\"endpoints\":[]}}")),
-        ("ringfence-lab-2-1.json", "{\"pid\":4194305,\"started\":1,\"node\":3,\"endpoints\":[]}".to_owned()),
+        ("ringfence-lab-1-1.json", format!("{{\"pid\":{own},\"started\":1,\"nodes\":[],\"endpoints\":[]}}")),
+        ("ringfence-lab-2-1.json", "{\"pid\":4194305,\"started\":1,\"nodes\":[],\"endpoints\":[]}".to_owned()),
         ("ringfence-lab-3-1.json", "not json".to_owned()),
         ("other.json", "{}".to_owned()),
     ] {

@@ -1,5 +1,5 @@
 //! The lab's network with real packets. `main` leaves the host's namespaces before the first test starts a thread, so
-//! these tests run as anybody and touch nothing outside. `nft` must be installed.
+//! these tests run as anybody and touch nothing outside. `nft` and iptables (both variants) must be installed.
 
 // Clippy knows tests by their attribute, which these have not: their `main` is their own.
 #![allow(
@@ -21,13 +21,15 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Trial};
 use ringfence_lab::{
-    EndpointIndex, EndpointSpec, EnterError, Isolation, NetNs, Network, NetworkSpec, Origin, Probe, ProbeOutcome,
-    Timeouts, enter,
+    EndpointIndex, EndpointSpec, EnterError, Isolation, NetNs, Network, NetworkSpec, NodeIndex, NodeSpec, Origin,
+    Place, Probe, ProbeOutcome, Timeouts, enter,
 };
 use ringfence_model::Protocol;
 use tokio::task::JoinSet;
 
+mod cluster;
 mod kept;
+mod services;
 
 /// What a process that a test starts shall do instead of running tests.
 const ROLE: &str = "RINGFENCE_LAB_TEST_ROLE";
@@ -40,7 +42,7 @@ fn main() {
     }
     let entered = enter(isolation()).expect("the tests need user namespaces or root");
     println!("entered: {entered:?}");
-    let tests: [(&str, fn()); 12] = [
+    let tests: [(&str, fn()); 24] = [
         ("every_pair_and_protocol_in_both_families", every_pair_and_protocol_in_both_families),
         ("the_source_address_is_the_one_asked_for", the_source_address_is_the_one_asked_for),
         ("only_what_the_packet_filter_accepts_gets_through", only_what_the_packet_filter_accepts_gets_through),
@@ -48,6 +50,18 @@ fn main() {
         ("the_nodes_own_packets_can_be_rejected", the_nodes_own_packets_can_be_rejected),
         ("refusals_are_told_apart_between_the_same_two_hosts", refusals_are_told_apart_between_the_same_two_hosts),
         ("a_hundred_endpoints_in_a_full_mesh", a_hundred_endpoints_in_a_full_mesh),
+        ("everybody_reaches_everybody_from_where_they_are", cluster::everybody_reaches_everybody_from_where_they_are),
+        ("refusals_come_back_across_nodes", cluster::refusals_come_back_across_nodes),
+        ("bridged_packets_can_go_past_the_packet_filter", cluster::bridged_packets_can_go_past_the_packet_filter),
+        ("the_overlay_carries_what_pods_send", cluster::the_overlay_carries_what_pods_send),
+        ("masquerading_hides_what_it_should", cluster::masquerading_hides_what_it_should),
+        ("connections_can_be_asked_for_and_forgotten", cluster::connections_can_be_asked_for_and_forgotten),
+        ("a_family_that_nobody_speaks_is_left_out", cluster::a_family_that_nobody_speaks_is_left_out),
+        ("large_networks_are_built_quickly", cluster::large_networks_are_built_quickly),
+        ("every_way_through_a_service", services::every_way_through_a_service),
+        ("every_way_through_a_service_of_ip_tables", services::every_way_through_a_service_of_ip_tables),
+        ("masquerade_all_replaces_every_source", services::masquerade_all_replaces_every_source),
+        ("connections_are_spread_over_backends", services::connections_are_spread_over_backends),
         ("a_thread_returns_home_after_a_panic", a_thread_returns_home_after_a_panic),
         ("threads_cannot_enter", threads_cannot_enter),
         ("nothing_is_left_of_a_killed_lab", kept::nothing_is_left_of_a_killed_lab),
@@ -90,14 +104,14 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn endpoint(name: &str, addresses: &[&str], host_network: bool) -> EndpointSpec {
+/// The only node, or the first of several.
+const FIRST: NodeIndex = NodeIndex(0);
+const POD: Place = Place::Pod { node: FIRST };
+const HOST_NETWORK: Place = Place::HostNetwork { node: FIRST };
+
+fn endpoint(name: &str, addresses: &[&str], place: Place) -> EndpointSpec {
     let listen = Protocol::ALL.into_iter().flat_map(|protocol| [(protocol, OPEN), (protocol, OPEN)]).collect();
-    EndpointSpec {
-        name: name.to_owned(),
-        addresses: addresses.iter().map(|text| ip(text)).collect(),
-        listen,
-        host_network,
-    }
+    EndpointSpec { name: name.to_owned(), place, addresses: addresses.iter().map(|text| ip(text)).collect(), listen }
 }
 
 const NODE: [&str; 2] = ["192.0.2.1", "2001:db8:ffff::1"];
@@ -109,15 +123,20 @@ const HOST: usize = 4;
 /// A pod of each family, one of both, an external host, and a pod in the host network.
 fn small() -> NetworkSpec {
     NetworkSpec {
-        node_addresses: NODE.map(ip).to_vec(),
+        nodes: one_node(),
         endpoints: vec![
-            endpoint("default/four", &["10.0.0.1"], false),
-            endpoint("default/six", &["2001:db8::2"], false),
-            endpoint("default/dual", &["10.0.0.3", "2001:db8::3"], false),
-            endpoint("external", &["198.51.100.7", "2001:db8:e::7"], false),
-            endpoint("kube-system/proxy", &[], true),
+            endpoint("default/four", &["10.0.0.1"], POD),
+            endpoint("default/six", &["2001:db8::2"], POD),
+            endpoint("default/dual", &["10.0.0.3", "2001:db8::3"], POD),
+            endpoint("external", &["198.51.100.7", "2001:db8:e::7"], Place::External),
+            endpoint("kube-system/proxy", &[], HOST_NETWORK),
         ],
+        ..NetworkSpec::default()
     }
+}
+
+fn one_node() -> Vec<NodeSpec> {
+    vec![NodeSpec { name: "node-1".to_owned(), addresses: NODE.map(ip).to_vec() }]
 }
 
 /// A network in namespaces of its own, its listeners up, and the runtime that drives it.
@@ -129,7 +148,7 @@ struct Lab {
 impl Lab {
     fn new(spec: NetworkSpec) -> Lab {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let network = Network::build_around(NetNs::create().unwrap(), spec, &mut |_, _| {}).unwrap();
+        let network = Network::build_around(vec![NetNs::create().unwrap()], spec, &mut |_, _| {}).unwrap();
         runtime.block_on(network.listen()).unwrap();
         Lab { runtime, network: Arc::new(network) }
     }
@@ -157,9 +176,13 @@ impl Lab {
         })
     }
 
-    /// Runs `nft` on the node with a script.
+    /// Runs `nft` on the first node with a script.
     fn nft(&self, script: &str) -> String {
-        let output = self.network.node().within(|| {
+        self.nft_on(FIRST, script)
+    }
+
+    fn nft_on(&self, node: NodeIndex, script: &str) -> String {
+        let output = self.network.node(node).unwrap().namespace().within(|| {
             let mut nft = Command::new("nft")
                 .args(["-f", "-"])
                 .stdin(Stdio::piped())
@@ -177,7 +200,7 @@ impl Lab {
 
 fn said(outcome: ProbeOutcome) -> String {
     match outcome {
-        ProbeOutcome::Answered { by } => by,
+        ProbeOutcome::Answered { by, .. } => by,
         ProbeOutcome::Refused(how) => format!("{how:?}"),
         ProbeOutcome::TimedOut => "silence".to_owned(),
         ProbeOutcome::Failed(error) => format!("failed: {error}"),
@@ -201,7 +224,7 @@ fn every_pair_and_protocol_in_both_families() {
         (NODE[0], "kube-system/proxy"),
         (NODE[1], "kube-system/proxy"),
     ];
-    let origins = [Origin::Node].into_iter().chain((0..=HOST).map(pod));
+    let origins = [Origin::Node(FIRST)].into_iter().chain((0..=HOST).map(pod));
     for (origin, (to, name)) in origins.flat_map(|origin| addresses.map(|address| (origin, address))) {
         let foreign = if ip(to).is_ipv4() { pod(V6) } else { pod(V4) };
         for protocol in Protocol::ALL {
@@ -256,7 +279,7 @@ fn only_what_the_packet_filter_accepts_gets_through() {
         lab.check(pod(V4), "10.0.0.3", protocol, OPEN, "silence");
         lab.check(pod(V6), "2001:db8::3", protocol, OPEN, "silence");
         // Neither the node's own packets nor a pod's to itself are forwarded.
-        lab.check(Origin::Node, "10.0.0.3", protocol, OPEN, "default/dual");
+        lab.check(Origin::Node(FIRST), "10.0.0.3", protocol, OPEN, "default/dual");
         lab.check(pod(V4), "10.0.0.1", protocol, OPEN, "default/four");
     }
     let rules = lab.nft("list ruleset");
@@ -299,9 +322,9 @@ fn the_nodes_own_packets_can_be_rejected() {
         for (protocol, to) in
             Protocol::ALL.into_iter().flat_map(|protocol| [(protocol, "10.0.0.3"), (protocol, "2001:db8::3")])
         {
-            let measured = lab.probe(Origin::Node, to, protocol, OPEN, &IMPATIENT);
+            let measured = lab.probe(Origin::Node(FIRST), to, protocol, OPEN, &IMPATIENT);
             assert!(["Closed", "Prohibited", "silence"].contains(&measured.as_str()), "{protocol} {to}: {measured}");
-            lab.check(Origin::Node, "10.0.0.1", protocol, OPEN, "default/four");
+            lab.check(Origin::Node(FIRST), "10.0.0.1", protocol, OPEN, "default/four");
         }
     }
 }
@@ -330,9 +353,9 @@ fn mesh(count: usize) -> NetworkSpec {
     let addresses = |number| [format!("10.1.0.{number}"), format!("2001:db8:1::{number}")];
     let endpoints = (1..=count).map(|number| {
         let [v4, v6] = addresses(number);
-        endpoint(&format!("mesh/{number}"), &[&v4, &v6], false)
+        endpoint(&format!("mesh/{number}"), &[&v4, &v6], POD)
     });
-    NetworkSpec { node_addresses: NODE.map(ip).to_vec(), endpoints: endpoints.collect() }
+    NetworkSpec { nodes: one_node(), endpoints: endpoints.collect(), ..NetworkSpec::default() }
 }
 
 impl Lab {

@@ -1,99 +1,83 @@
-use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _};
 use std::process::{Command, ExitCode};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ringfence_analyze::paths::Trip;
 use ringfence_analyze::render::{self, TableStyle, View};
-use ringfence_analyze::{Matrix, PlacementOptions, compile_nodes, ends, place};
-use ringfence_dataplane::{NftBackend, NftOptions};
-use ringfence_lab::exec::{self, Place};
-use ringfence_lab::{Isolation, Stage, Timeouts};
+use ringfence_dataplane::NftBackend;
+use ringfence_dataplane::iptables::IptablesBackend;
+use ringfence_lab::exec;
+use ringfence_lab::{Experiment, Finished, Isolation, Stage, Tables, Timeouts};
 use ringfence_model::Object;
 
 use super::exit_code;
-use crate::args::{BackendName, Input, LabFormat, When};
+use crate::args::{BackendName, Filter, Input, LabFormat, Network, VariantName, When};
 use crate::input::{self, Cluster};
 use crate::output::{self, Failure, Messages};
 
+/// What to do with the result.
+pub(super) struct Report {
+    pub(super) format: LabFormat,
+    pub(super) keep: bool,
+    pub(super) color: When,
+}
+
 pub(super) fn run(
     input: &Input,
-    backend: BackendName,
-    format: LabFormat,
-    keep: bool,
-    color: When,
+    filter: &Filter,
+    network: &Network,
+    report: &Report,
     messages: &Messages,
 ) -> Result<ExitCode, Failure> {
-    let mut cluster = input::read(input, messages)?;
-    move_to_one_node(&mut cluster, messages)?;
+    filter.check()?;
+    let Cluster { mut objects, externals, topology, has_errors } = input::read(input, Some(network), messages)?;
+    let service_tables = match filter.iptables {
+        VariantName::Legacy => Tables::Legacy,
+        VariantName::Auto | VariantName::Nft => Tables::Nft,
+    };
+    let services = objects.iter().any(|object| matches!(object, Object::Service(_)));
+    if services && !service_tables.installed() {
+        messages.warning("Services are left out: the lab plays them with iptables, which is not installed");
+        objects.retain(|object| !matches!(object, Object::Service(_)));
+    }
+    let experiment = Experiment { objects, externals, topology, service_tables, timeouts: Timeouts::default() };
     // From here on this process is the lab. It has started no thread yet, which the kernel insists on.
     ringfence_lab::enter(Isolation::Auto).map_err(ringfence_lab::RunError::from)?;
     let mut bar = Bar::new();
-    let open = || match backend {
-        BackendName::Nftables => NftBackend::new(NftOptions::default()),
+    let mut progress = |stage, done, of| bar.show(stage, done, of);
+    let finished = match filter.backend {
+        BackendName::Nftables => ringfence_lab::run(experiment, || NftBackend::new(filter.nft()), &mut progress),
+        BackendName::Iptables => {
+            ringfence_lab::run(experiment, || IptablesBackend::open(filter.iptables()), &mut progress)
+        }
     };
-    let finished =
-        ringfence_lab::run(cluster.objects, &cluster.externals, &Timeouts::default(), open, &mut |stage, done, of| {
-            bar.show(stage, done, of);
-        });
     bar.clear();
     let finished = finished?;
     for warning in finished.network.warnings() {
         messages.warning(&warning.to_string());
     }
-    output::print(&shown(&finished.matrix, format, color)?)?;
-    let differences = finished.matrix.differences().count();
-    if keep {
+    output::print(&shown(&finished, report)?)?;
+    let differ = finished.matrix.differences().next().is_some() || finished.trips.iter().any(Trip::differs);
+    if report.keep {
         wait(&finished, messages)?;
     }
-    Ok(exit_code(cluster.has_errors || differences > 0))
+    Ok(exit_code(has_errors || differ))
 }
 
-/// The lab plays one node. What nodes have to do with a verdict is told: traffic of pods on the host network is their
-/// node's, and a pod's own node is never refused.
-fn move_to_one_node(cluster: &mut Cluster, messages: &Messages) -> Result<(), Failure> {
-    let nodes = cluster.objects.iter().filter(|object| matches!(object, Object::Node(_))).count();
-    if nodes == 1 {
-        return Ok(());
-    }
-    let apart = allowed(cluster)?;
-    let options = PlacementOptions { single_node: true, ..PlacementOptions::default() };
-    for note in place(&mut cluster.objects, &cluster.externals, &options)?.notes {
-        messages.note(&note);
-    }
-    let together = allowed(cluster)?;
-    let moved: Vec<&String> = apart.symmetric_difference(&together).collect();
-    if let Some(first) = moved.first() {
-        messages.warning(&format!(
-            "on one node {} of the connections have another verdict than on the nodes of the input, such as {first}; \
-             `ringfence matrix` shows those",
-            moved.len(),
-        ));
-    }
-    Ok(())
-}
-
-/// The connections that the policies allow.
-fn allowed(cluster: &Cluster) -> Result<BTreeSet<String>, Failure> {
-    let ends = ends(&cluster.objects, &cluster.externals);
-    let matrix = Matrix::compiled(ends, &compile_nodes(cluster.objects.iter().cloned())?);
-    let label = |end: usize| matrix.ends.get(end).map_or("", |end| end.label.as_str());
-    let cells = matrix.cells.iter().filter(|cell| cell.allowed());
-    let text = cells.map(|cell| format!("{} -> {} {}/{}", label(cell.from), label(cell.to), cell.protocol, cell.port));
-    Ok(text.collect())
-}
-
-fn shown(matrix: &Matrix, format: LabFormat, color: When) -> Result<String, Failure> {
-    match format {
-        LabFormat::Json => Ok(render::json(matrix).map_err(io::Error::from)?),
+fn shown(finished: &Finished, report: &Report) -> Result<String, Failure> {
+    let Finished { matrix, trips, .. } = finished;
+    match report.format {
+        LabFormat::Json => Ok(render::json_with_paths(matrix, trips).map_err(io::Error::from)?),
         LabFormat::Table => {
-            let style =
-                TableStyle { color: output::colored(color, io::stdout().is_terminal()), width: output::width() };
+            let color = output::colored(report.color, io::stdout().is_terminal());
+            let style = TableStyle { color, width: output::width() };
             Ok(format!(
-                "Expected, by the specification:\n{}{}\n\nMeasured, with packets:\n{}{}",
+                "Expected, by the specification:\n{}{}\n\nMeasured, with packets:\n{}{}\n{}",
                 render::table(matrix, View::Expected, style),
                 render::LEGEND,
                 render::table(matrix, View::Measured, style),
                 render::comparison(matrix),
+                render::paths(trips),
             ))
         }
     }
@@ -124,11 +108,10 @@ pub(super) fn exec(end: &str, lab: Option<u32>, command: &[String]) -> Result<Ex
             return Err(Failure::WhichLab(format!("several labs are up; choose with --lab: {}", pids.join(", "))));
         }
     };
-    let place = if end == "node" { Place::Node } else { Place::Endpoint(end.to_owned()) };
-    if end != "node" && !lab.endpoints().any(|name| name == end) {
-        let known = lab.endpoints().take(20).collect::<Vec<_>>().join(", ");
+    let Some(place) = lab.place(end) else {
+        let known = lab.nodes().chain(lab.endpoints()).take(20).collect::<Vec<_>>().join(", ");
         return Err(Failure::NoSuchEnd { end: end.to_owned(), known });
-    }
+    };
     let Some((program, arguments)) = command.split_first() else { return Ok(ExitCode::SUCCESS) };
     let status = exec::run_in(lab, &place, Command::new(program).args(arguments))?;
     Ok(ExitCode::from(shell_status(status)))
@@ -164,7 +147,8 @@ impl Bar {
             self.bar.set_message(match stage {
                 Stage::Building => "building the pods",
                 Stage::Checking => "asking listeners",
-                Stage::Probing => "probing all pairs",
+                Stage::Probing => "probing",
+                Stage::Tracing => "tracing paths",
             });
         }
     }

@@ -10,7 +10,7 @@ use crate::input;
 use crate::output::{self, Failure, Messages};
 
 pub(super) fn run(input: &Input, format: MatrixFormat, color: When, messages: &Messages) -> Result<ExitCode, Failure> {
-    let cluster = input::read(input, messages)?;
+    let cluster = input::read(input, None, messages)?;
     let ends = ends(&cluster.objects, &cluster.externals);
     let programs = compile_nodes(cluster.objects)?;
     let matrix = Matrix::compiled(ends, &programs);

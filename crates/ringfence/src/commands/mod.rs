@@ -1,6 +1,7 @@
 //! One module a command: read, ask the library, print.
 
 mod cleanup;
+mod doctor;
 mod lab;
 mod matrix;
 mod render;
@@ -15,11 +16,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let messages = Messages::new(args.color);
     match &args.command {
         Command::Matrix { input, output } => matrix::run(input, *output, args.color, &messages),
-        Command::Lab(LabCommand::Run { input, backend, output, keep }) => {
-            lab::run(input, *backend, *output, *keep, args.color, &messages)
-        }
+        Command::Lab(LabCommand::Run { input, filter, network, output, keep }) => lab::run(
+            input,
+            filter,
+            network,
+            &lab::Report { format: *output, keep: *keep, color: args.color },
+            &messages,
+        ),
         Command::Lab(LabCommand::Exec { end, lab, command }) => lab::exec(end, *lab, command),
-        Command::Render { input, node, backend } => render::run(input, node.as_deref(), *backend, &messages),
+        Command::Render { input, node, filter } => render::run(input, node.as_deref(), filter, &messages),
+        Command::Doctor { pod_cidr, output } => doctor::run(pod_cidr, *output),
         Command::Cleanup { backend } => cleanup::run(*backend),
     }
 }

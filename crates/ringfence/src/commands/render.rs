@@ -1,31 +1,44 @@
 use std::process::ExitCode;
 
-use ringfence_analyze::compile_nodes;
-use ringfence_dataplane::{NftOptions, nft};
+use ringfence_compile::Compiler;
+use ringfence_compile::{Cluster, NodeCompiler, Touched, acl::AclCompiler};
+use ringfence_dataplane::{iptables, nft};
+use ringfence_model::Object;
 
 use super::exit_code;
-use crate::args::{BackendName, Input};
+use crate::args::{BackendName, Filter, Input};
 use crate::input;
 use crate::output::{self, Failure, Messages};
 
 pub(super) fn run(
     input: &Input,
     node: Option<&str>,
-    backend: BackendName,
+    filter: &Filter,
     messages: &Messages,
 ) -> Result<ExitCode, Failure> {
-    let cluster = input::read(input, messages)?;
-    let programs = compile_nodes(cluster.objects)?;
-    let known = || programs.keys().map(|name| &**name).collect::<Vec<_>>().join(", ");
-    let program = match (node, programs.first_key_value()) {
-        (Some(node), _) => {
-            programs.get(node).ok_or_else(|| Failure::NoSuchNode { node: node.to_owned(), known: known() })?
-        }
-        (None, Some((_, program))) if programs.len() == 1 => program,
-        (None, _) => return Err(Failure::WhichNode(programs.len(), known())),
+    filter.check()?;
+    let cluster = input::read(input, None, messages)?;
+    let text = match filter.backend {
+        BackendName::Nftables => nft::render(&compiled::<NodeCompiler>(cluster.objects, node)?, filter.nft()),
+        BackendName::Iptables => iptables::render(&compiled::<AclCompiler>(cluster.objects, node)?, &filter.iptables()),
     };
-    match backend {
-        BackendName::Nftables => output::print(&nft::render(program, NftOptions::default()))?,
-    }
+    output::print(&text)?;
     Ok(exit_code(cluster.has_errors))
+}
+
+/// What one node must enforce.
+fn compiled<C: Compiler>(objects: Vec<Object>, node: Option<&str>) -> Result<C::Output, Failure> {
+    let mut cluster = Cluster::new();
+    let mut touched = Touched::default();
+    cluster.reset(objects, &mut touched)?;
+    let names = cluster.node_names();
+    let known = || names.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
+    let name = match (node, names.first()) {
+        (Some(node), _) => {
+            names.get(node).ok_or_else(|| Failure::NoSuchNode { node: node.to_owned(), known: known() })?
+        }
+        (None, Some(only)) if names.len() == 1 => only,
+        (None, _) => return Err(Failure::WhichNode(names.len(), known())),
+    };
+    Ok(C::for_node(name.clone()).compile(&cluster, &touched))
 }

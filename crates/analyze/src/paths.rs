@@ -1,0 +1,378 @@
+//! The paths that packets take to pods and away from them: same node or not, through a Service or not, from outside.
+//!
+//! A policy means the same on all of them; a packet filter sees each at another place, and on some of them the network has
+//! replaced the source before the destination's node can look at it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ringfence_model::{
+    ExternalTraffic, Family, Flow, Node, Object, Pod, Protocol, Service, ServicePort, TargetPort, Transport,
+};
+
+use crate::matrix::{End, EndKind, Matrix};
+
+/// A kind of path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PathKind {
+    /// Pod to pod on one node.
+    SameNode,
+    /// Pod to pod on one node, through a Service.
+    SameNodeService,
+    /// Pod to pod on another node.
+    OtherNode,
+    /// Pod to pod on another node, through a Service.
+    OtherNodeService,
+    /// External client to a node port of the pod's own node.
+    NodePortSameNode,
+    /// External client to a node port of another node.
+    NodePortOtherNode,
+    /// Pod to external server.
+    ToExternal,
+    /// External client to the pod's address.
+    FromExternal,
+    /// Node to a pod of its own: what the kubelet's probes do.
+    NodeToOwnPod,
+    /// Node to a pod of another node.
+    NodeToOtherPod,
+    /// Pod on its node's network to pod.
+    FromHostNetwork,
+    /// Pod to pod on its node's network.
+    ToHostNetwork,
+    /// Pod to itself through its Service.
+    Hairpin,
+}
+
+impl PathKind {
+    /// A number and a few words: how reports name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            PathKind::SameNode => "1 same node: pod to pod",
+            PathKind::SameNodeService => "2 same node: pod to pod through a Service",
+            PathKind::OtherNode => "3 other node: pod to pod",
+            PathKind::OtherNodeService => "4 other node: pod to pod through a Service",
+            PathKind::NodePortSameNode => "5 outside: client to node port, pod on that node",
+            PathKind::NodePortOtherNode => "5 outside: client to node port, pod on another node",
+            PathKind::ToExternal => "5 outside: pod to server",
+            PathKind::FromExternal => "5 outside: client to pod address",
+            PathKind::NodeToOwnPod => "6 node to its own pod",
+            PathKind::NodeToOtherPod => "6 node to a pod of another node",
+            PathKind::FromHostNetwork => "7 host-network pod to pod",
+            PathKind::ToHostNetwork => "7 pod to host-network pod",
+            PathKind::Hairpin => "8 pod to itself through its Service",
+        }
+    }
+}
+
+/// Who starts a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// An end, by its position in [`Matrix::ends`].
+    End(usize),
+    /// A node itself.
+    Node(Arc<str>),
+}
+
+/// One who may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its position in [`Matrix::ends`].
+    pub end: usize,
+    /// The address and port it answers on.
+    pub address: SocketAddr,
+    /// The kind of path that leads there.
+    pub kind: PathKind,
+}
+
+/// A connection to try on some path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// Who starts it.
+    pub from: Client,
+    /// From which address.
+    pub source: IpAddr,
+    /// The address and port that are called.
+    pub dial: SocketAddr,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The Service that is called, for people; `None` for a direct call.
+    pub via: Option<String>,
+    /// The cell of the matrix that is the same connection, and the path in it, by position.
+    pub cell: Option<(usize, usize)>,
+    /// Who may answer. Never empty; one for a direct call.
+    pub backends: Vec<Backend>,
+}
+
+/// What came of an attempt with one of its backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trip {
+    /// The kind of path.
+    pub kind: PathKind,
+    /// Who started it: a label of an end, or `node NAME`.
+    pub from: String,
+    /// Who answers: a label of an end.
+    pub to: String,
+    /// The Service that was called, for people.
+    pub via: Option<String>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port on which the destination answers.
+    pub port: u16,
+    /// The client's address.
+    pub source: IpAddr,
+    /// The source address that the rules of the destination's node see. `None` where no policy is enforced at the
+    /// destination (an external host, a node) or the connection could not be made even without policies.
+    pub seen: Option<IpAddr>,
+    /// Without any policy the connection can be made.
+    pub carried: bool,
+    /// The policies allow the flow between the true ends.
+    pub intended: bool,
+    /// The policies allow the flow with the source that the destination's node sees.
+    pub expected: bool,
+    /// Whether it was made under the policies.
+    pub measured: bool,
+}
+
+impl Trip {
+    /// The destination's node sees another source than the client's address.
+    pub fn replaced(&self) -> bool {
+        self.seen.is_some_and(|seen| seen != self.source)
+    }
+
+    /// The result is not what the policies demand of what the node sees, or the network itself fails.
+    pub fn differs(&self) -> bool {
+        self.measured != self.expected || !self.carried
+    }
+}
+
+/// Every path between the ends of `matrix` and through the Services of `objects`, both placed.
+pub fn attempts(objects: &[Object], matrix: &Matrix) -> Vec<Attempt> {
+    let world = World::new(objects, matrix);
+    let mut attempts = Vec::new();
+    for (cell_position, cell) in matrix.cells.iter().enumerate() {
+        let (Some(from), Some(to)) = (matrix.ends.get(cell.from), matrix.ends.get(cell.to)) else { continue };
+        for (path_position, path) in cell.paths.iter().enumerate() {
+            let address = SocketAddr::new(path.destination, cell.port);
+            attempts.push(Attempt {
+                from: Client::End(cell.from),
+                source: path.source,
+                dial: address,
+                protocol: cell.protocol,
+                via: None,
+                cell: Some((cell_position, path_position)),
+                backends: vec![Backend { end: cell.to, address, kind: direct(from, to) }],
+            });
+        }
+    }
+    world.node_calls(&mut attempts);
+    world.service_calls(&mut attempts);
+    attempts
+}
+
+fn direct(from: &End, to: &End) -> PathKind {
+    match (&from.kind, &to.kind) {
+        (EndKind::External { .. }, _) => PathKind::FromExternal,
+        (_, EndKind::External { .. }) => PathKind::ToExternal,
+        (EndKind::Pod { host_network: true, .. }, _) => PathKind::FromHostNetwork,
+        (_, EndKind::Pod { host_network: true, .. }) => PathKind::ToHostNetwork,
+        (EndKind::Pod { node: a, .. }, EndKind::Pod { node: b, .. }) if a == b => PathKind::SameNode,
+        _ => PathKind::OtherNode,
+    }
+}
+
+/// A port of a Service and who is behind it, over one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend<'a> {
+    /// The Service.
+    pub service: &'a Service,
+    /// Its port.
+    pub port: &'a ServicePort,
+    /// Positions of ends, with the address and port each answers on.
+    pub backends: Vec<(usize, SocketAddr)>,
+}
+
+/// The ports of Services with the live pods behind them, one for each family that a Service speaks. Ports that nobody
+/// serves have no backends.
+pub fn frontends<'a>(objects: &'a [Object], ends: &[End]) -> Vec<(Family, Frontend<'a>)> {
+    let position: BTreeMap<&str, usize> = ends.iter().enumerate().map(|(at, end)| (end.label.as_str(), at)).collect();
+    let pods: Vec<(usize, &Pod)> = objects
+        .iter()
+        .filter_map(|object| match object {
+            Object::Pod(pod) => Some((*position.get(pod.to_string().as_str())?, pod)),
+            _ => None,
+        })
+        .collect();
+    let mut found = Vec::new();
+    for object in objects {
+        let Object::Service(service) = object else { continue };
+        let families: BTreeSet<Family> = service.cluster_addresses.iter().map(|a| Family::of(*a)).collect();
+        for port in &service.ports {
+            for family in &families {
+                let backends = pods.iter().filter(|(_, pod)| is_behind(service, pod)).filter_map(|(end, pod)| {
+                    let address = pod.addresses.iter().find(|address| Family::of(**address) == *family)?;
+                    Some((*end, SocketAddr::new(*address, target(port, pod)?)))
+                });
+                found.push((*family, Frontend { service, port, backends: backends.collect() }));
+            }
+        }
+    }
+    found
+}
+
+/// A Service without a selector has endpoints that others write; the input does not tell which.
+fn is_behind(service: &Service, pod: &Pod) -> bool {
+    !service.selector.is_empty()
+        && pod.namespace == service.namespace
+        && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+}
+
+fn target(port: &ServicePort, pod: &Pod) -> Option<u16> {
+    match &port.target {
+        TargetPort::Number(number) => Some(*number),
+        TargetPort::Name(name) => pod
+            .ports
+            .iter()
+            .find(|candidate| candidate.protocol == port.protocol && candidate.name.as_ref() == Some(name))
+            .map(|candidate| candidate.port),
+    }
+}
+
+struct World<'a> {
+    ends: &'a [End],
+    nodes: Vec<&'a Node>,
+    frontends: Vec<(Family, Frontend<'a>)>,
+}
+
+impl<'a> World<'a> {
+    fn new(objects: &'a [Object], matrix: &'a Matrix) -> World<'a> {
+        let nodes = objects.iter().filter_map(|object| match object {
+            Object::Node(node) => Some(node),
+            _ => None,
+        });
+        World { ends: &matrix.ends, nodes: nodes.collect(), frontends: frontends(objects, &matrix.ends) }
+    }
+
+    fn node_calls(&self, attempts: &mut Vec<Attempt>) {
+        for node in &self.nodes {
+            for (position, end) in self.ends.iter().enumerate() {
+                let EndKind::Pod { node: own, host_network: false, .. } = &end.kind else { continue };
+                let kind = if *own == node.name { PathKind::NodeToOwnPod } else { PathKind::NodeToOtherPod };
+                for address in &end.addresses {
+                    let Some(source) = address_of(&node.addresses, Family::of(*address)) else { continue };
+                    for (protocol, port) in &end.ports {
+                        let dial = SocketAddr::new(*address, *port);
+                        attempts.push(Attempt {
+                            from: Client::Node(node.name.clone()),
+                            source,
+                            dial,
+                            protocol: *protocol,
+                            via: None,
+                            cell: None,
+                            backends: vec![Backend { end: position, address: dial, kind }],
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn service_calls(&self, attempts: &mut Vec<Attempt>) {
+        for (family, frontend) in self.frontends.iter().filter(|(_, frontend)| !frontend.backends.is_empty()) {
+            let service = format!("{}/{}", frontend.service.namespace, frontend.service.name);
+            for (position, end) in self.ends.iter().enumerate() {
+                let Some(source) = address_of(&end.addresses, *family) else { continue };
+                match &end.kind {
+                    EndKind::Pod { host_network: false, node, .. } => {
+                        let Some(address) = address_of(&frontend.service.cluster_addresses, *family) else { continue };
+                        let dial = SocketAddr::new(address, frontend.port.port);
+                        let kind = |backend: usize| match self.node_of(backend) {
+                            _ if backend == position => PathKind::Hairpin,
+                            Some(other) if other == node => PathKind::SameNodeService,
+                            _ => PathKind::OtherNodeService,
+                        };
+                        let via = format!("{service} at {dial}");
+                        let backends = backends(frontend.backends.iter(), kind);
+                        attempts.push(Attempt {
+                            from: Client::End(position),
+                            source,
+                            dial,
+                            protocol: frontend.port.protocol,
+                            via: Some(via),
+                            cell: None,
+                            backends,
+                        });
+                    }
+                    EndKind::Pod { .. } => {}
+                    EndKind::External { .. } => {
+                        self.node_ports(position, source, *family, frontend, &service, attempts);
+                    }
+                }
+            }
+        }
+    }
+
+    fn node_ports(
+        &self,
+        client: usize,
+        source: IpAddr,
+        family: Family,
+        frontend: &Frontend<'_>,
+        service: &str,
+        attempts: &mut Vec<Attempt>,
+    ) {
+        let Some(node_port) = frontend.port.node_port else { return };
+        for node in &self.nodes {
+            let Some(address) = address_of(&node.addresses, family) else { continue };
+            let local_only = frontend.service.external_traffic == ExternalTraffic::Local;
+            let reached = frontend
+                .backends
+                .iter()
+                .filter(|(end, _)| !local_only || self.node_of(*end).is_some_and(|own| *own == node.name));
+            let kind = |end: usize| match self.node_of(end) {
+                Some(own) if *own == node.name => PathKind::NodePortSameNode,
+                _ => PathKind::NodePortOtherNode,
+            };
+            let backends = backends(reached, kind);
+            if backends.is_empty() {
+                continue;
+            }
+            let dial = SocketAddr::new(address, node_port);
+            attempts.push(Attempt {
+                from: Client::End(client),
+                source,
+                dial,
+                protocol: frontend.port.protocol,
+                via: Some(format!("{service} at {dial}, node {}", node.name)),
+                cell: None,
+                backends,
+            });
+        }
+    }
+
+    fn node_of(&self, end: usize) -> Option<&Arc<str>> {
+        self.ends.get(end).and_then(End::node)
+    }
+}
+
+fn backends<'b>(
+    reached: impl Iterator<Item = &'b (usize, SocketAddr)>,
+    kind: impl Fn(usize) -> PathKind,
+) -> Vec<Backend> {
+    reached.map(|(end, address)| Backend { end: *end, address: *address, kind: kind(*end) }).collect()
+}
+
+fn address_of(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
+    addresses.iter().copied().find(|address| Family::of(*address) == family)
+}
+
+impl Attempt {
+    /// The flow to a backend as policies mean it: from the client's own address to the pod's.
+    pub fn flow(&self, backend: &Backend) -> Flow {
+        Flow {
+            source: self.source,
+            destination: backend.address.ip(),
+            transport: Transport::Port(self.protocol, backend.address.port()),
+        }
+    }
+}
