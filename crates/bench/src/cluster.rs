@@ -1,9 +1,9 @@
-//! The cluster that is measured: one isolated pod on our node, and many remote pods that may call it.
+//! The clusters that are measured: what they have in common, and the two around the probed pod.
 
+use std::iter::once;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 
-use ringfence_compile::{Cluster, NodeCompiler, Program, Touched, UnsupportedTier};
+use ringfence_compile::{Cluster, Compiler, Touched, UnsupportedTier};
 use ringfence_model::{
     Action, Isolation, Labels, NamespaceScope, Node, Object, Peer, Peers, Phase, Pod, PodId, Policy, PolicyId,
     PortMatch, PortRange, Ports, Protocol, Rule, Selector, Tier,
@@ -14,54 +14,99 @@ pub(crate) const NODE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10))
 pub(crate) const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 255, 0, 2));
 /// An allowed pod.
 pub(crate) const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 255, 0, 3));
+/// The port on which it is allowed.
 pub(crate) const PORT: u16 = 4242;
 
-/// A cluster state with its compiler.
-pub(crate) struct World {
-    pub(crate) cluster: Cluster,
-    compiler: NodeCompiler,
+/// The node that programs are compiled for.
+pub(crate) const OUR_NODE: &str = "our-node";
+/// Where all other pods are.
+pub(crate) const OTHER_NODE: &str = "other-node";
+/// The namespace of the server and the client. In order of names it comes after those of [`crowd`].
+const BENCH: &str = "bench";
+/// Policies of each namespace of [`crowd`] that has nothing to do with the server.
+const POLICIES_ELSEWHERE: u16 = 10;
+/// The first port of policies that do not concern the client.
+const FIRST_PORT: u16 = 10_000;
+
+/// A cluster state with the compiler of our node.
+pub(crate) struct World<C> {
+    cluster: Cluster,
+    compiler: C,
     touched: Touched,
 }
 
-impl World {
-    /// A world in which `entries` pods may call the server; the client is one of them.
-    pub(crate) fn new(entries: u32) -> Result<World, UnsupportedTier> {
-        let server = pod("server", SERVER, "server", "our-node");
-        let client = pod("client", CLIENT, "client", "other-node");
-        let node = Node { name: "our-node".into(), addresses: vec![NODE_ADDRESS], pod_cidrs: Vec::new() };
-        let mut objects = vec![Object::Node(node), Object::Pod(server), Object::Pod(client), Object::Policy(policy())];
-        objects.extend((1..entries).map(|number| Object::Pod(remote(number))));
-        let mut world = World {
-            cluster: Cluster::new(),
-            compiler: NodeCompiler::new("our-node".into()),
-            touched: Touched::default(),
-        };
+impl<C: Compiler> World<C> {
+    pub(crate) fn new(objects: impl IntoIterator<Item = Object>) -> Result<World<C>, UnsupportedTier> {
+        let mut world =
+            World { cluster: Cluster::new(), compiler: C::for_node(OUR_NODE.into()), touched: Touched::default() };
         world.cluster.reset(objects, &mut world.touched)?;
         Ok(world)
     }
 
-    /// One more remote pod that may call the server.
-    pub(crate) fn add_remote(&mut self, number: u32) -> Result<(), UnsupportedTier> {
-        self.cluster.apply(Object::Pod(remote(number)), &mut self.touched)
+    pub(crate) fn apply(&mut self, object: Object) -> Result<(), UnsupportedTier> {
+        self.cluster.apply(object, &mut self.touched)
     }
 
-    pub(crate) fn compile(&mut self) -> Program {
+    pub(crate) fn compile(&mut self) -> C::Output {
         self.compiler.compile(&self.cluster, &std::mem::take(&mut self.touched))
     }
 }
 
-/// The `number`th remote pod, from 1.
-fn remote(number: u32) -> Pod {
-    let address = IpAddr::V4(Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + number));
-    pod(&format!("client-{number}"), address, "client", "other-node")
+/// One policy, and `entries` pods that may call the server; the client is one of them.
+pub(crate) fn allowed(entries: u32) -> Vec<Object> {
+    let mut objects = probed();
+    objects.push(Object::Policy(policy(BENCH, "server", app("server"), vec![rule(own(app("client")), PORT)], vec![])));
+    objects.extend((1..entries).map(remote));
+    objects
 }
 
-fn pod(name: &str, address: IpAddr, app: &str, node: &str) -> Pod {
+/// The `number`th remote pod that may call the server, from 1.
+pub(crate) fn remote(number: u32) -> Object {
+    let address = address(Ipv4Addr::new(10, 0, 0, 0), number);
+    Object::Pod(pod(BENCH, &format!("client-{number}"), address, "client", OTHER_NODE))
+}
+
+/// Pods of `namespaces` namespaces on the node, and `policies` policies of one rule each that select the server. The
+/// policy that allows what the client asks for is the last one, in the last namespace: a filter that tries one after the
+/// other comes to it at last. All of them speak of the client, so that the port alone tells them apart.
+pub(crate) fn crowd(namespaces: u16, policies: u16) -> Vec<Object> {
+    let mut objects = probed();
+    objects.extend((1..=policies).map(|number| {
+        let port = if number == policies { PORT } else { FIRST_PORT + number };
+        let name = format!("policy-{number:05}");
+        Object::Policy(policy(BENCH, &name, app("server"), vec![rule(own(app("client")), port)], vec![]))
+    }));
+    for number in 1..namespaces {
+        let namespace = format!("before-{number:05}");
+        let address = address(Ipv4Addr::new(10, 254, 0, 0), number.into());
+        objects.push(Object::Pod(pod(&namespace, &format!("server-{number}"), address, "server", OUR_NODE)));
+        objects.extend((1..=POLICIES_ELSEWHERE).map(|number| {
+            let name = format!("policy-{number:05}");
+            let rules = vec![rule(own(app("client")), FIRST_PORT + number)];
+            Object::Policy(policy(&namespace, &name, app("server"), rules, vec![]))
+        }));
+    }
+    objects
+}
+
+/// What there is in any case: the node, the server and the client.
+fn probed() -> Vec<Object> {
+    let server = pod(BENCH, "server", SERVER, "server", OUR_NODE);
+    let client = pod(BENCH, "client", CLIENT, "client", OTHER_NODE);
+    vec![our_node(), Object::Pod(server), Object::Pod(client)]
+}
+
+pub(crate) fn our_node() -> Object {
+    Object::Node(Node { name: OUR_NODE.into(), addresses: vec![NODE_ADDRESS], pod_cidrs: Vec::new() })
+}
+
+/// A live pod; no two have the same name.
+pub(crate) fn pod(namespace: &str, name: &str, address: IpAddr, app: &str, node: &str) -> Pod {
     Pod {
         id: PodId(name.into()),
-        namespace: "bench".into(),
+        namespace: namespace.into(),
         name: name.into(),
-        labels: Labels::from([("app".into(), app.into())]),
+        labels: labels("app", app),
         node: Some(node.into()),
         addresses: vec![address],
         host_network: false,
@@ -71,24 +116,46 @@ fn pod(name: &str, address: IpAddr, app: &str, node: &str) -> Pod {
     }
 }
 
-fn policy() -> Policy {
-    let selects = |app: &str| Selector {
-        match_labels: [(Arc::from("app"), Arc::from(app))].into(),
-        match_expressions: Vec::new(),
-    };
-    let clients = Peer::Pods { namespaces: NamespaceScope::Own, pods: selects("client") };
-    let port = PortMatch::Number(Protocol::Udp, PortRange::single(PORT));
+/// A policy that isolates in the directions in which it has rules.
+pub(crate) fn policy(namespace: &str, name: &str, pods: Selector, ingress: Vec<Rule>, egress: Vec<Rule>) -> Policy {
     Policy {
-        id: PolicyId { tier: Tier::Namespace, namespace: "bench".into(), name: "server".into() },
+        id: PolicyId { tier: Tier::Namespace, namespace: namespace.into(), name: name.into() },
         priority: 0,
         namespaces: NamespaceScope::Own,
-        pods: selects("server"),
-        isolates: Isolation { ingress: true, egress: false },
-        ingress: vec![Rule {
-            action: Action::Accept,
-            peers: Peers::OneOf(vec![clients]),
-            ports: Ports::OneOf(vec![port]),
-        }],
-        egress: Vec::new(),
+        pods,
+        isolates: Isolation { ingress: !ingress.is_empty(), egress: !egress.is_empty() },
+        ingress,
+        egress,
     }
+}
+
+/// Allows one UDP port.
+pub(crate) fn rule(peer: Peer, port: u16) -> Rule {
+    Rule {
+        action: Action::Accept,
+        peers: Peers::OneOf(vec![peer]),
+        ports: Ports::OneOf(vec![PortMatch::Number(Protocol::Udp, PortRange::single(port))]),
+    }
+}
+
+/// Pods of the policy's own namespace.
+pub(crate) fn own(pods: Selector) -> Peer {
+    Peer::Pods { namespaces: NamespaceScope::Own, pods }
+}
+
+pub(crate) fn app(name: &str) -> Selector {
+    selector("app", name)
+}
+
+pub(crate) fn selector(key: &str, value: &str) -> Selector {
+    Selector { match_labels: labels(key, value), match_expressions: Vec::new() }
+}
+
+pub(crate) fn labels(key: &str, value: &str) -> Labels {
+    once((key.into(), value.into())).collect()
+}
+
+/// The address `number` places after `first`.
+pub(crate) fn address(first: Ipv4Addr, number: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(u32::from(first) + number))
 }

@@ -1,12 +1,13 @@
-//! How long it takes to write programs into the kernel.
+//! How long it takes to write programs for many allowed peers into the kernel with nftables.
 
 use std::error::Error;
 use std::time::Instant;
 
+use ringfence_compile::NodeCompiler;
 use ringfence_dataplane::{ApplyError, Backend as _, NftBackend, NftOptions, ProgramDiff};
 use ringfence_lab::NetNs;
 
-use crate::cluster::World;
+use crate::cluster::{World, allowed, remote};
 use crate::report::{Report, median, percentile};
 
 /// Single pods added to each loaded program.
@@ -15,7 +16,7 @@ const ADDITIONS: u32 = 500;
 pub(crate) fn measure(entries: &[u32], report: &mut Report) -> Result<(), Box<dyn Error>> {
     for &count in entries {
         report.progress(&format!("programming {count} entries"));
-        let mut world = World::new(count)?;
+        let mut world: World<NodeCompiler> = World::new(allowed(count))?;
         let compile = Instant::now();
         let mut program = world.compile();
         let compile = compile.elapsed();
@@ -35,7 +36,7 @@ pub(crate) fn measure(entries: &[u32], report: &mut Report) -> Result<(), Box<dy
 
         let (mut kernel, mut compiled) = (Vec::new(), Vec::new());
         for number in count..count + ADDITIONS {
-            world.add_remote(number)?;
+            world.apply(remote(number))?;
             let start = Instant::now();
             let next = world.compile();
             let diff = ProgramDiff::between(&program, &next);

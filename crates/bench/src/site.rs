@@ -1,0 +1,159 @@
+//! One node with two pods, through which packets are timed.
+//!
+//! One thread on one processor plays both pods: a packet is on the other side when `send` returns, so the figure is what
+//! the packets cost the kernel, without waking anybody up.
+
+use std::error::Error;
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use ringfence_lab::{EndpointIndex, EndpointSpec, NetNs, Network, NetworkSpec, NodeIndex, NodeSpec, Place};
+use socket2::{Domain, Socket, Type};
+
+use crate::cluster::{CLIENT, NODE_ADDRESS, PORT, SERVER};
+use crate::report::median;
+
+/// Tracks connections and filters nothing: what any stateful filter pays before its first rule.
+const CONNTRACK_ONLY: &str = "table inet conntrack_only {
+  chain forward { type filter hook forward priority filter; policy accept; ct state established,related accept; }
+}";
+/// A port that no policy allows.
+const CLOSED_PORT: u16 = PORT + 1;
+/// How many flows have their sockets open at one time.
+const BATCH: usize = 500;
+
+/// One node with two pods, filtering in its own way.
+pub(crate) struct Site {
+    name: String,
+    network: Network,
+    server: UdpSocket,
+}
+
+impl Site {
+    /// Builds the network and lets `filter` load the node's packet filter, in the node's network namespace.
+    pub(crate) fn new(name: &str, filter: impl FnOnce() -> Result<(), Box<dyn Error>>) -> Result<Site, Box<dyn Error>> {
+        let endpoint = |name: &str, address| EndpointSpec {
+            name: name.to_owned(),
+            place: Place::Pod { node: NodeIndex(0) },
+            addresses: vec![address],
+            listen: Vec::new(),
+        };
+        let spec = NetworkSpec {
+            nodes: vec![NodeSpec { name: "node".to_owned(), addresses: vec![NODE_ADDRESS] }],
+            endpoints: vec![endpoint("client", CLIENT), endpoint("server", SERVER)],
+            ..NetworkSpec::default()
+        };
+        let network = Network::build_around(vec![NetNs::create()?], spec, &mut |_, _| ())?;
+        network.node(NodeIndex(0)).ok_or("no node")?.namespace().within(filter)??;
+        let server = network.namespace(EndpointIndex(1)).ok_or("no server")?.within(|| listen(PORT))??;
+        Ok(Site { name: name.to_owned(), network, server })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// An error, if a packet arrives that no policy allows: then this measures nothing.
+    pub(crate) fn check_refusal(&self) -> Result<(), Box<dyn Error>> {
+        let closed = self.network.namespace(EndpointIndex(1)).ok_or("no server")?.within(|| listen(CLOSED_PORT))??;
+        let client = self.client()?.within(|| call(CLOSED_PORT))??;
+        client.send(b"refused")?;
+        std::thread::sleep(Duration::from_millis(5));
+        match closed.recv_from(&mut [0; 16]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Err(format!("{}: a packet arrived that no policy allows", self.name).into()),
+        }
+    }
+
+    /// The median round trip of the first packets of `flows` new flows, in microseconds.
+    pub(crate) fn first_packets(&self, flows: usize) -> Result<f64, Box<dyn Error>> {
+        let mut times = Vec::with_capacity(flows);
+        while times.len() < flows {
+            // A new source port is a new flow. Sockets are made before the clock runs.
+            let batch = BATCH.min(flows - times.len());
+            let sockets =
+                self.client()?.within(|| (0..batch).map(|_| call(PORT)).collect::<io::Result<Vec<_>>>())??;
+            for socket in &sockets {
+                times.push(self.round_trip(socket)?);
+            }
+        }
+        Ok(median(times))
+    }
+
+    /// The median of `round_trips` round trips in one flow that has been open before, in microseconds.
+    pub(crate) fn established(&self, round_trips: usize) -> Result<f64, Box<dyn Error>> {
+        let socket = self.client()?.within(|| call(PORT))??;
+        self.round_trip(&socket)?;
+        let times = (0..round_trips).map(|_| self.round_trip(&socket)).collect::<Result<_, _>>()?;
+        Ok(median(times))
+    }
+
+    fn client(&self) -> Result<&NetNs, Box<dyn Error>> {
+        Ok(self.network.namespace(EndpointIndex(0)).ok_or("no client")?)
+    }
+
+    fn round_trip(&self, socket: &UdpSocket) -> Result<f64, Box<dyn Error>> {
+        let mut buffer = [0; 16];
+        let start = Instant::now();
+        socket.send(b"ping")?;
+        let (length, from) = arrived(|| self.server.recv_from(&mut buffer)).map_err(|error| self.lost(&error))?;
+        self.server.send_to(&buffer[..length], from)?;
+        arrived(|| socket.recv(&mut buffer)).map_err(|error| self.lost(&error))?;
+        Ok(start.elapsed().as_secs_f64() * 1e6)
+    }
+
+    fn lost(&self, error: &io::Error) -> String {
+        format!("{}: a packet of an allowed flow did not arrive: {error}", self.name)
+    }
+}
+
+fn listen(port: u16) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((SERVER, port))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+fn call(port: u16) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    socket.bind(&SocketAddr::new(CLIENT, 0).into())?;
+    socket.connect(&SocketAddr::new(SERVER, port).into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Loads the baseline with the nft command.
+pub(crate) fn conntrack_only() -> Result<(), Box<dyn Error>> {
+    let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn()?;
+    nft.stdin.take().ok_or("no pipe")?.write_all(CONNTRACK_ONLY.as_bytes())?;
+    if nft.wait()?.success() { Ok(()) } else { Err("nft refused the baseline".into()) }
+}
+
+/// Waits for a packet that is there already, but for the rare case that the kernel has put it off.
+fn arrived<T>(mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let start = Instant::now();
+    loop {
+        match receive() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if start.elapsed() > Duration::from_secs(2) {
+                    return Err(error);
+                }
+            }
+            received => return received,
+        }
+    }
+}
+
+/// For the rest of the process.
+pub(crate) fn stay_on_one_processor() -> Result<(), Box<dyn Error>> {
+    let allowed = nix::sched::sched_getaffinity(Pid::from_raw(0))?;
+    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false)).ok_or("no processor")?;
+    let mut one = CpuSet::new();
+    one.set(last)?;
+    sched_setaffinity(Pid::from_raw(0), &one)?;
+    Ok(())
+}
