@@ -90,6 +90,14 @@ impl<B: Backend> Agent<B> {
         Ok(outcome?)
     }
 
+    /// Looks whether the kernel still has what was written last, and mends what others have changed. Whether it had to.
+    ///
+    /// # Errors
+    /// What the backend reports. The next [`Agent::sync`] writes everything.
+    pub fn repair(&mut self) -> Result<bool, ApplyError> {
+        self.reconciler.repair()
+    }
+
     /// The program last compiled.
     pub fn program(&self) -> Option<&B::Demand> {
         self.program.as_ref()

@@ -44,6 +44,15 @@ pub trait Backend {
         diff: &<Self::Demand as Demand>::Difference,
     ) -> Result<Applied, ApplyError>;
 
+    /// Looks whether the kernel still has what `program`, the last one applied, says, and makes it so if not. Whether it had
+    /// to. A backend that cannot tell says no.
+    ///
+    /// # Errors
+    /// The kernel refuses, or cannot be asked.
+    fn repair(&mut self, _program: &Self::Demand) -> Result<bool, ApplyError> {
+        Ok(false)
+    }
+
     /// Removes everything of ours; nothing is enforced afterwards. No error when there is nothing of ours.
     ///
     /// # Errors

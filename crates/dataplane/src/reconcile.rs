@@ -65,6 +65,17 @@ impl<B: Backend> Reconciler<B> {
         Ok(Outcome::Replaced { applied, after })
     }
 
+    /// Looks whether the kernel still has what is in force, and mends it. Whether it had to; no, when nothing is in force.
+    ///
+    /// # Errors
+    /// The backend's. What is in force is not certain then.
+    pub fn repair(&mut self) -> Result<bool, ApplyError> {
+        let Some(program) = self.in_force.take() else { return Ok(false) };
+        let repaired = self.backend.repair(&program)?;
+        self.in_force = Some(program);
+        Ok(repaired)
+    }
+
     /// Removes everything of ours from the kernel.
     ///
     /// # Errors

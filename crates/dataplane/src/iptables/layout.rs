@@ -17,10 +17,10 @@
 //! `OUTPUT`, and what it receives passes `INPUT`, where we do nothing. [`Acl::eval`] also says yes to a pod that reaches
 //! its own address; here that takes a translated destination, as it has who comes through a Service.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ringfence_compile::acl::{Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, Members, SetId};
+use ringfence_compile::acl::{Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, Members, SetId, SetRole};
 use ringfence_model::{Direction, Family, PortRange};
 
 use super::IptablesOptions;
@@ -30,6 +30,9 @@ use crate::nft::DenyAction;
 
 /// iptables keeps so many bytes of a comment.
 const COMMENT: usize = 255;
+
+/// Lets packets of open connections pass.
+const OPEN: &str = "-m conntrack --ctstate ESTABLISHED -j RETURN";
 
 /// A chain and its rules, as iptables-save prints them: what is written can be compared with what is listed.
 pub(super) type Chain = (String, Vec<String>);
@@ -71,6 +74,36 @@ impl Set {
 }
 
 impl Layout<'_> {
+    /// What chains and sets are for, by name, in the words of those who wrote the policies.
+    pub(super) fn legend(self, family: Family) -> BTreeMap<String, String> {
+        let mut legend = BTreeMap::from([
+            (self.names().range(family), "peers that policies are about".to_owned()),
+            (self.names().hold(family), "whose refusals are silent, while an update takes and gives rights".to_owned()),
+        ]);
+        for (id, set) in &self.acl.sets {
+            let role = match set.role {
+                SetRole::Isolated => "isolated pods",
+                SetRole::Selected => "selected pods",
+                SetRole::Peers => "peers",
+                SetRole::Serving => "ports of a name",
+            };
+            legend.insert(self.names().set(set.role, family, *id), format!("{role}: {}", set.origin));
+        }
+        for direction in Direction::ALL {
+            for (name, namespace) in self.acl.side(direction) {
+                legend.insert(self.names().namespace(direction, name), format!("namespace {name}, {direction}"));
+                legend.insert(self.names().policies(direction, name), format!("policies of {name}, {direction}"));
+                for policy in &namespace.policies {
+                    for rule in 0..policy.rules.len() {
+                        let chain = self.names().rule(direction, name, &policy.name, rule);
+                        legend.insert(chain, format!("{name}/{}, {direction} rule {}", policy.name, rule + 1));
+                    }
+                }
+            }
+        }
+        legend
+    }
+
     pub(super) fn names(self) -> Names {
         Names(self.edition)
     }
@@ -118,7 +151,9 @@ impl Layout<'_> {
 
     /// The chain that a built-in chain leads to.
     pub(super) fn hook(self, hook: Hook, family: Family) -> Vec<String> {
-        let mut rules = Vec::new();
+        // Also in the chain of policies, where the decision belongs. Here it spares open connections the question in which
+        // namespace they are, asked set by set.
+        let mut rules = vec![OPEN.to_owned()];
         if hook == Hook::Output {
             rules.push("-m addrtype --src-type LOCAL -j RETURN".to_owned());
             // The reset of a refusal is sent in the name of the other end, and belongs to no open connection.
@@ -132,7 +167,11 @@ impl Layout<'_> {
             for (name, namespace) in self.acl.side(direction) {
                 if let Some(isolated) = self.address_set(namespace.isolated, family) {
                     let chain = self.names().namespace(direction, name);
-                    rules.push(format!("-m set --match-set {isolated} {} -j {chain}", subject(direction)));
+                    let comment = comment(&format!("{name} {direction}"));
+                    rules.push(format!(
+                        "-m set --match-set {isolated} {} -m comment --comment {comment} -j {chain}",
+                        subject(direction)
+                    ));
                 }
             }
         }
@@ -252,7 +291,7 @@ impl Layout<'_> {
 ///
 /// What a helper expects is related to an open connection too, and nobody allowed it. Hence errors only.
 fn open(family: Family) -> Vec<String> {
-    let mut rules = vec!["-m conntrack --ctstate ESTABLISHED -j RETURN".to_owned()];
+    let mut rules = vec![OPEN.to_owned()];
     match family {
         Family::V4 => rules.push("-p icmp -m conntrack --ctstate RELATED -j RETURN".to_owned()),
         Family::V6 => {

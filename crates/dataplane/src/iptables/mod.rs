@@ -303,27 +303,6 @@ impl IptablesBackend {
         self.steps_left = Some(steps);
     }
 
-    /// Looks whether the kernel has what `program`, the last one applied, says: jumps, chains, rules, sets and members. If
-    /// not, or if policies were refused, writes everything anew. Whether it had to.
-    ///
-    /// # Errors
-    /// As [`Backend::replace`], or the kernel cannot be asked.
-    pub fn repair(&mut self, program: &Acl) -> Result<bool, ApplyError> {
-        if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
-            let (hooked, found) = self.found()?;
-            let expected = self.expected(program, edition);
-            if hooked && (found == expected || self.spelling == Some((expected, found))) {
-                return Ok(false);
-            }
-        }
-        self.replace(program)?;
-        if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
-            let (_, found) = self.found()?;
-            self.spelling = Some((self.expected(program, edition), found));
-        }
-        Ok(true)
-    }
-
     /// Whether the jumps are right, and a fingerprint of our chains and sets.
     fn found(&self) -> Result<(bool, u64), ApplyError> {
         let mut hasher = DefaultHasher::new();
@@ -550,6 +529,23 @@ impl Backend for IptablesBackend {
     }
 
     /// Removes ours from both variants, and touches only one that has something of ours.
+    /// Compares jumps, chains, rules, sets and members. Writes everything anew also if policies were refused.
+    fn repair(&mut self, program: &Acl) -> Result<bool, ApplyError> {
+        if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
+            let (hooked, found) = self.found()?;
+            let expected = self.expected(program, edition);
+            if hooked && (found == expected || self.spelling == Some((expected, found))) {
+                return Ok(false);
+            }
+        }
+        self.replace(program)?;
+        if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
+            let (_, found) = self.found()?;
+            self.spelling = Some((self.expected(program, edition), found));
+        }
+        Ok(true)
+    }
+
     fn cleanup(&mut self) -> Result<(), ApplyError> {
         self.edition = None;
         self.refused.clear();
@@ -582,6 +578,7 @@ pub fn render(acl: &Acl, options: &IptablesOptions) -> String {
     let acl = narrow(acl, &closed);
     let layout = Layout { acl: &acl, options, edition: Edition::default(), compares: true };
     let steps = plan::replace(layout, &Family::ALL, &Stock::default(), &mut Capacities::new());
+    let legend: BTreeMap<String, String> = Family::ALL.into_iter().flat_map(|family| layout.legend(family)).collect();
     let mut script = String::new();
     for (number, step) in (1..).zip(&steps) {
         let (tool, lines) = match &step.work {
@@ -593,9 +590,20 @@ pub fn render(acl: &Acl, options: &IptablesOptions) -> String {
         let separator = if script.is_empty() { "" } else { "\n" };
         // Writing to a string cannot fail.
         let _ = writeln!(script, "{separator}# {number}. {tool}: {}", step.title);
-        script.push_str(&text(lines));
+        for line in lines {
+            if let Some(meaning) = introduced(line).and_then(|name| legend.get(name)) {
+                let _ = writeln!(script, "# {meaning}");
+            }
+            let _ = writeln!(script, "{line}");
+        }
     }
     script
+}
+
+/// The set or chain that a line makes.
+fn introduced(line: &str) -> Option<&str> {
+    let name = line.strip_prefix("create ").or_else(|| line.strip_prefix(':'))?;
+    name.split(' ').next()
 }
 
 /// The list with some policies closed.

@@ -176,13 +176,17 @@ pub(super) fn update(
         steps.extend(sets("create new sets", new));
         steps.extend(rules);
     } else {
+        let takes = !take.is_empty();
         let hold = families.iter().flat_map(|family| {
             let all = members::networks(&[members::everything(*family)], &[], *family);
             let set = to.names().hold(*family);
             all.into_iter().map(move |half| format!("add {set} {half}"))
         });
         steps.extend(sets("create new sets, refuse in silence, take rights", [new, hold.collect(), take].concat()));
-        steps.push(grace());
+        // Without a taking there is nothing that packets under judgement could have looked at before it.
+        if takes {
+            steps.push(grace());
+        }
         if !rules.is_empty() {
             steps.extend(rules);
             steps.push(grace());

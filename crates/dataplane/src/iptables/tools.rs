@@ -202,7 +202,12 @@ fn run(command: &mut Command, input: &str) -> Result<String, Failure> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let mut said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if said.contains("Message too long") {
+        // iptables-nft sends a transaction as one message, which outside the initial user namespace has to fit into the
+        // default buffer.
+        said.push_str(": raise net.core.wmem_max, or run with CAP_NET_ADMIN in the initial user namespace");
+    }
     Err(Failure::Refused(if said.is_empty() { output.status.to_string() } else { said }))
 }
 
