@@ -4,17 +4,22 @@ CARGO ?= cargo
 # The version is pinned so that a new release cannot turn an old commit red.
 CARGO_DENY_VERSION := 0.20.2
 
-.PHONY: help setup build demo test bench fuzz fuzz-smoke deny lint clean
+# How many random clusters `make test-packets` tries with each packet filter.
+PACKET_CASES ?= 50
+
+.PHONY: help setup build demo test test-packets bench fuzz fuzz-smoke deny lint clean
 
 help:
 	@echo 'make demo        build, then run examples/three-layers with real packets in network namespaces'
 	@echo 'make test        set up, then run all tests (packet tests run in user namespaces)'
+	@echo 'make test-packets  every example, trap and many random clusters, with every packet filter in every network'
 	@echo 'make bench       what filtering costs and how fast it is programmed, measured on this machine'
 	@echo 'make lint        format check, clippy and docs with warnings denied'
 	@echo 'make fuzz        fuzz the parser and the compiler until stopped (FUZZ_SECONDS=n for n seconds each)'
 	@echo 'make deny        licences, bans and sources of all dependencies'
 
-# The binary needs no tool at run time. The tests ask the nft command to read back what was written.
+# With nftables the binary needs no tool at run time. The tests ask the nft command to read back what was written; the
+# iptables backend, and Services in the lab, use iptables and ipset.
 setup:
 	@./scripts/setup
 
@@ -26,6 +31,11 @@ demo:
 
 test: setup
 	$(CARGO) test --workspace --locked
+
+test-packets: setup
+	RINGFENCE_PACKETS=all $(CARGO) test --release --locked -p ringfence --test corpus
+	RINGFENCE_PACKET_CASES=$(PACKET_CASES) $(CARGO) test --release --locked -p ringfence-lab --test random
+	$(CARGO) test --release --locked -p ringfence-lab --test churn -- --nocapture
 
 bench: setup
 	$(CARGO) run --release --locked -p ringfence-bench
