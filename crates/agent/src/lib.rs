@@ -34,6 +34,7 @@ pub enum SyncError {
 
 /// The agent of one node.
 pub struct Agent<B: Backend> {
+    node: Arc<str>,
     cluster: Cluster,
     compiler: <B::Demand as Demand>::Compiler,
     /// What changed since the last program.
@@ -48,13 +49,19 @@ impl<B: Backend> Agent<B> {
     /// An agent that has seen nothing and programmed nothing.
     pub fn new(node: Arc<str>, backend: B) -> Agent<B> {
         Agent {
+            compiler: Compiler::for_node(node.clone()),
+            node,
             cluster: Cluster::new(),
-            compiler: Compiler::for_node(node),
             touched: Touched::default(),
             ready: false,
             program: None,
             reconciler: Reconciler::new(backend),
         }
+    }
+
+    /// The node it works for.
+    pub fn node(&self) -> &str {
+        &self.node
     }
 
     /// Takes note of a change. The kernel hears of it with the next [`Agent::sync`].

@@ -44,6 +44,12 @@ pub trait Backend {
         diff: &<Self::Demand as Demand>::Difference,
     ) -> Result<Applied, ApplyError>;
 
+    /// What administrators should know: what this host lacks, what could not be enforced as asked, what earlier runs have
+    /// left. Sentences; complete once something was applied.
+    fn remarks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Looks whether the kernel still has what `program`, the last one applied, says, and makes it so if not. Whether it had
     /// to. A backend that cannot tell says no.
     ///

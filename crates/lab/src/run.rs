@@ -126,6 +126,8 @@ pub struct Finished {
     pub matrix: Matrix,
     /// What came of every path.
     pub trips: Vec<Trip>,
+    /// What packet filters had to say, with the node they are on.
+    pub remarks: Vec<String>,
     /// The network, for those who want to go on.
     pub network: Arc<Network>,
     /// Listeners and probes live in it.
@@ -201,7 +203,7 @@ pub fn run<B: Backend>(
         nodes.enforce(&objects)?;
         Ok::<_, RunError>(trips)
     })?;
-    Ok(Finished { matrix, trips, network, runtime })
+    Ok(Finished { matrix, trips, remarks: nodes.remarks()?, network, runtime })
 }
 
 /// The nodes' namespaces, each with its agent.
@@ -222,6 +224,15 @@ impl<B: Backend> Nodes<B> {
 
     fn namespaces(&self) -> Result<Vec<NetNs>, RunError> {
         self.0.iter().map(|(namespace, _)| namespace.share().map_err(RunError::Namespace)).collect()
+    }
+
+    fn remarks(&self) -> Result<Vec<String>, RunError> {
+        let mut remarks = Vec::new();
+        for (namespace, agent) in &self.0 {
+            let of_node = namespace.within(|| agent.backend().remarks()).map_err(RunError::Namespace)?;
+            remarks.extend(of_node.iter().map(|remark| format!("{}: {remark}", agent.node())));
+        }
+        Ok(remarks)
     }
 
     /// Every node's agent takes `objects` for the whole state and enforces it.

@@ -529,6 +529,23 @@ impl Backend for IptablesBackend {
     }
 
     /// Removes ours from both variants, and touches only one that has something of ours.
+    fn remarks(&self) -> Vec<String> {
+        let mut remarks = self.notes.clone();
+        remarks.extend(self.refused.iter().map(|RefusedPolicy { namespace, policy, reason }| {
+            format!("policy {namespace}/{policy} cannot be written and allows nothing until it can: {reason}")
+        }));
+        // What cannot be listed cannot be told either.
+        let stale = self.stale_in_other().unwrap_or_default();
+        if let Some(first) = stale.first() {
+            let (count, other) = (stale.len(), self.tools.variant.other());
+            remarks.push(format!(
+                "iptables-{other} has {count} chains of an earlier run, {first} among them, which are in force too: remove \
+                 them with `ringfence cleanup --backend iptables` and start again"
+            ));
+        }
+        remarks
+    }
+
     /// Compares jumps, chains, rules, sets and members. Writes everything anew also if policies were refused.
     fn repair(&mut self, program: &Acl) -> Result<bool, ApplyError> {
         if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {

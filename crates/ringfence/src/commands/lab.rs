@@ -56,6 +56,9 @@ pub(super) fn run(
     for warning in finished.network.warnings() {
         messages.warning(&warning.to_string());
     }
+    for remark in &finished.remarks {
+        messages.warning(remark);
+    }
     output::print(&shown(&finished, report)?)?;
     let differ = finished.matrix.differences().next().is_some() || finished.trips.iter().any(Trip::differs);
     if report.keep {
