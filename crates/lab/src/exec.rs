@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::enter::thread_count;
+use crate::index::{EndpointIndex, NodeIndex};
 use crate::namespace::NetNs;
-use crate::network::{EndpointIndex, Network, NodeIndex};
+use crate::network::Network;
 
 /// What the first node can always be called.
 const FIRST_NODE: &str = "node";

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use ringfence_model::ExternalTraffic;
 use sha2::{Digest as _, Sha256};
 
-use crate::network::NodeIndex;
+use crate::index::NodeIndex;
 use crate::services::{Backend, ServicePortSpec, ServiceSpec, Services};
 
 /// The bit of the packet mark that asks for masquerading.

@@ -5,9 +5,11 @@
 //! Nothing of it has a name or a file outside the process, except the state file of a lab that others may
 //! [`run commands in`](exec): however the process ends, everything ends with it.
 
+mod build_error;
 mod conntrack;
 mod enter;
 pub mod exec;
+mod index;
 mod kube_proxy;
 mod links;
 mod listen;
@@ -24,11 +26,13 @@ mod spec;
 mod trips;
 mod wiring;
 
+pub use build_error::BuildError;
 pub use enter::{EnterError, Entered, Isolation, enter};
+pub use index::{EndpointIndex, NodeIndex};
 pub use links::LinkError;
 pub use listen::ListenError;
 pub use namespace::{NetNs, SysctlError};
-pub use network::{BuildError, EndpointIndex, Network, Node, NodeIndex};
+pub use network::{Network, Node};
 pub use probe::{Origin, Probe, ProbeError, ProbeOutcome, Refusal, Timeouts};
 pub use rules::RulesError;
 pub use run::{Experiment, Finished, RunError, Stage, run};

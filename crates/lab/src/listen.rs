@@ -12,8 +12,9 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, UdpSocket};
 
+use crate::index::EndpointIndex;
 use crate::namespace::NetNs;
-use crate::network::{EndpointIndex, Network};
+use crate::network::Network;
 use crate::raw::{SctpSocket, open_sctp};
 use crate::sctp::{Chunk, Packet};
 

@@ -6,71 +6,20 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
 use ringfence_model::Protocol;
-use thiserror::Error;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::build_error::BuildError;
 use crate::conntrack;
-use crate::links::LinkError;
-use crate::namespace::{NetNs, SysctlError};
-use crate::rules::{self, RulesError};
-use crate::spec::{NetworkSpec, Place, Plan, PlanError, Warning, plan};
+use crate::index::{EndpointIndex, NodeIndex};
+use crate::namespace::NetNs;
+use crate::rules;
+use crate::spec::{NetworkSpec, Place, Plan, Warning, plan};
 use crate::wiring::{Wired, Wiring, interface_name};
 
 /// Probes under way at most, whatever the file limit allows: enough to keep the CPUs busy, few enough that none times
 /// out for want of CPU.
 const MOST_PROBES: u64 = 512;
-
-/// A node by its position in [`NetworkSpec::nodes`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeIndex(pub usize);
-
-/// An endpoint by its position in [`NetworkSpec::endpoints`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EndpointIndex(pub usize);
-
-/// Why a network could not be built. What was made until then is gone again; the first node keeps what it was given.
-#[derive(Debug, Error)]
-pub enum BuildError {
-    /// The description contradicts itself.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// No namespace for a node, an endpoint or the fabric.
-    #[error(
-        "cannot make the network namespace of {of}: {source}; if that is ENOSPC, raise user.max_net_namespaces, if \
-         it is EMFILE, the limit of open files (ulimit -n)"
-    )]
-    Namespace {
-        /// Whose.
-        of: String,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// A kernel setting of a namespace.
-    #[error("cannot configure {of}: {source}")]
-    Sysctl {
-        /// Whose.
-        of: String,
-        /// Which setting and why.
-        source: SysctlError,
-    },
-    /// A device, address or route.
-    #[error("cannot wire {of}: {source}")]
-    Link {
-        /// Whose.
-        of: String,
-        /// Which request and why.
-        source: LinkError,
-    },
-    /// Rules that play Services or masquerade.
-    #[error("cannot write the rules of {node}: {source}")]
-    Rules {
-        /// The node's name.
-        node: String,
-        /// Which and why.
-        source: RulesError,
-    },
-}
 
 /// One node as built.
 #[derive(Debug)]
@@ -172,6 +121,11 @@ impl Network {
             probes,
             warnings,
         })
+    }
+
+    /// The node of that name. `None`: there is no such node.
+    pub fn node_named(&self, name: &str) -> Option<NodeIndex> {
+        self.nodes.iter().position(|node| node.name == name).map(NodeIndex)
     }
 
     /// The nodes, in the order of the description.

@@ -13,9 +13,10 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::index::{EndpointIndex, NodeIndex};
 use crate::listen::CLOSED_PORT;
 use crate::namespace::NetNs;
-use crate::network::{EndpointIndex, Network, NodeIndex};
+use crate::network::Network;
 use crate::raw::{SctpSocket, open_sctp, receive, report_icmp_errors};
 use crate::sctp::{Chunk, Packet};
 

@@ -4,8 +4,14 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use ringfence_analyze::EndKind;
+
 use crate::network::Network;
 use crate::probe::{Probe, ProbeOutcome, Timeouts};
+
+pub(crate) fn in_host_network(kind: &EndKind) -> bool {
+    matches!(kind, EndKind::Pod { host_network: true, .. })
+}
 
 /// Pods on the node's network share its addresses, so any of them may hold a port that several declare.
 pub(crate) fn answered_by(outcome: &ProbeOutcome, label: &str, shares_addresses: bool) -> bool {

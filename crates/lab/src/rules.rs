@@ -9,9 +9,10 @@ use ipnet::IpNet;
 use ringfence_model::{Masquerade, PodNetwork, Protocol};
 use thiserror::Error;
 
+use crate::build_error::BuildError;
+use crate::index::NodeIndex;
 use crate::kube_proxy::{self, Viewpoint};
 use crate::namespace::NetNs;
-use crate::network::{BuildError, NodeIndex};
 use crate::services::{Services, Tables};
 use crate::spec::{NetworkSpec, Warning};
 use crate::wiring::{BRIDGE_NAME, INTERFACE_PREFIX, pod_addresses};

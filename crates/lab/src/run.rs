@@ -14,13 +14,15 @@ use ringfence_oracle::State;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::build_error::BuildError;
 use crate::enter::EnterError;
 use crate::exec::{self, PublishError};
+use crate::index::{EndpointIndex, NodeIndex};
 use crate::listen::ListenError;
 use crate::namespace::NetNs;
-use crate::network::{BuildError, EndpointIndex, Network, NodeIndex};
+use crate::network::Network;
 use crate::probe::{Origin, Probe, ProbeOutcome, Timeouts};
-use crate::probes::{Probes, answered_by, describe};
+use crate::probes::{Probes, answered_by, describe, in_host_network};
 use crate::services::{Backend as Endpoint, ServicePortSpec, ServiceSpec, Services, Tables};
 use crate::spec::{EndpointSpec, NetworkSpec, NodeSpec, Place};
 use crate::trips::{attempt_all, trips};
@@ -316,16 +318,6 @@ fn network_spec(
     })
 }
 
-/// The node of that name.
-pub(crate) fn node_named(network: &Network, name: &str) -> Result<NodeIndex, RunError> {
-    let position = network.nodes().iter().position(|node| node.name() == name);
-    position.map(NodeIndex).ok_or_else(|| RunError::NoSuchNode(name.to_owned()))
-}
-
-pub(crate) fn in_host_network(kind: &EndKind) -> bool {
-    matches!(kind, EndKind::Pod { host_network: true, .. })
-}
-
 /// Without this a listener that never came up would look like a policy that holds.
 async fn check_listeners(
     matrix: &Matrix,
@@ -336,7 +328,7 @@ async fn check_listeners(
     let mut probes = Probes::default();
     for (position, end) in matrix.ends.iter().enumerate() {
         let from = match end.node() {
-            Some(node) => Origin::Node(node_named(network, node)?),
+            Some(node) => Origin::Node(known_node(network, node)?),
             // Nobody enforces anything on what nodes send out.
             None => Origin::Node(NodeIndex(0)),
         };
@@ -414,4 +406,9 @@ async fn measure(
         })
         .await;
     failed.map_or(Ok(()), Err)
+}
+
+/// The node of that name. Placement gives pods no other nodes than those of the network.
+pub(crate) fn known_node(network: &Network, name: &str) -> Result<NodeIndex, RunError> {
+    network.node_named(name).ok_or_else(|| RunError::NoSuchNode(name.to_owned()))
 }

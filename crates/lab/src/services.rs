@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ringfence_model::{ExternalTraffic, Protocol};
 use thiserror::Error;
 
-use crate::network::NodeIndex;
+use crate::index::NodeIndex;
 use crate::spec::{NetworkSpec, Place, PlanError, node_at};
 
 /// The Services of a cluster, and how kube-proxy is set up.

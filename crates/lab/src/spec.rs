@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ringfence_model::{Masquerade, PodNetwork, Protocol};
 use thiserror::Error;
 
-use crate::network::{EndpointIndex, NodeIndex};
+use crate::index::{EndpointIndex, NodeIndex};
 use crate::services::{ServiceError, Services};
 use crate::wiring::FABRIC_ADDRESSES;
 

@@ -9,10 +9,11 @@ use ringfence_analyze::{EndKind, Matrix};
 use ringfence_model::{Flow, Protocol};
 use ringfence_oracle::State;
 
-use crate::network::{EndpointIndex, Network};
+use crate::index::EndpointIndex;
+use crate::network::Network;
 use crate::probe::{Origin, Probe, ProbeOutcome, Timeouts};
-use crate::probes::{Probes, answered_by, describe};
-use crate::run::{RunError, in_host_network, node_named};
+use crate::probes::{Probes, answered_by, describe, in_host_network};
+use crate::run::{RunError, known_node};
 
 /// Which of several backends answers is up to chance. After this many tries for each of them, one that can answer has done
 /// so, but for one case in 100,000.
@@ -37,7 +38,7 @@ pub(crate) async fn attempt_all(
     for (position, attempt) in attempts.iter().enumerate().filter(|(_, attempt)| wanted(attempt)) {
         let from = match &attempt.from {
             Client::End(end) => Origin::Endpoint(EndpointIndex(*end)),
-            Client::Node(name) => Origin::Node(node_named(network, name)?),
+            Client::Node(name) => Origin::Node(known_node(network, name)?),
         };
         let probe = Probe {
             from,
@@ -140,7 +141,7 @@ fn source_at_destination(
     let Some(EndKind::Pod { host_network: false, node, .. }) = matrix.ends.get(backend.end).map(|end| &end.kind) else {
         return Ok(None);
     };
-    let node = node_named(network, node)?;
+    let node = known_node(network, node)?;
     let source = network.source_seen_by_rules(node, protocol, backend.address, seen).map_err(RunError::Tracking)?;
     Ok(source.map(|source| source.ip()))
 }

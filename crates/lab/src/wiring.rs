@@ -10,9 +10,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use ringfence_model::PodNetwork;
 
+use crate::build_error::BuildError;
+use crate::index::NodeIndex;
 use crate::links::{self, Device, LO, Mac, Request, Route, RouteSocket};
 use crate::namespace::{NetNs, set_sysctl};
-use crate::network::{BuildError, NodeIndex};
 use crate::spec::{EndpointSpec, NetworkSpec, NodeSpec, Place, Warning};
 
 /// A gateway of either family.
