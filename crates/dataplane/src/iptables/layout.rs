@@ -8,7 +8,8 @@
 //! Yes is *return*, no is a terminal verdict. So one direction's yes never ends the other direction's check, and rules of
 //! others still count after ours. A rule chain returns in any case, and says yes by one bit of the packet's mark:
 //! matches of iptables are a conjunction, so "one of these entries" needs either a chain of its own or a verdict that
-//! could not be taken back. Every namespace chain clears the bit first, and it is clear when the packet leaves us.
+//! could not be taken back. Every namespace chain clears the bit first and last, so it is clear when a packet that was judged
+//! leaves us; packets that are not judged are not touched.
 //!
 //! A rule has one line for each combination of peers and ports. Who is selected, who the peers are and who serves a
 //! named port is in sets: pods come and go without a rule being written.
@@ -33,6 +34,10 @@ const COMMENT: usize = 255;
 
 /// Lets packets of open connections pass.
 const OPEN: &str = "-m conntrack --ctstate ESTABLISHED -j RETURN";
+
+/// Drops what connection tracking cannot place, before the refusal: a reset would end the open connection that a late or
+/// damaged packet belongs to.
+const INVALID: &str = "-m conntrack --ctstate INVALID -j DROP";
 
 /// A chain and its rules, as iptables-save prints them: what is written can be compared with what is listed.
 pub(super) type Chain = (String, Vec<String>);
@@ -175,7 +180,6 @@ impl Layout<'_> {
                 }
             }
         }
-        rules.push(self.clear());
         rules
     }
 
@@ -190,7 +194,7 @@ impl Layout<'_> {
         let (names, peer) = (self.names(), peer(direction));
         let policies = names.policies(direction, name);
         let in_range = format!("-m set --match-set {} {peer} -j {policies}", names.range(family));
-        let mut chains = vec![(names.namespace(direction, name), vec![self.clear(), in_range])];
+        let mut chains = vec![(names.namespace(direction, name), vec![self.clear(), in_range, self.clear()])];
         let mut rules = open(family);
         let mut rule_chains = Vec::new();
         for policy in &namespace.policies {
@@ -200,6 +204,7 @@ impl Layout<'_> {
                 rule_chains.push((chain, lines));
             }
         }
+        rules.push(INVALID.to_owned());
         rules.push(format!("-m set --match-set {} {peer} -j DROP", names.hold(family)));
         rules.extend(self.refuse(family));
         chains.push((policies, rules));

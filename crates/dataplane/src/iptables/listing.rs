@@ -52,7 +52,7 @@ impl Listing {
     pub(super) fn read(text: &str) -> Listing {
         let mut listing = Listing::default();
         let mut table = "";
-        for line in text.lines() {
+        for line in rule_lines(text) {
             if let Some(name) = line.strip_prefix('*') {
                 table = name;
             }
@@ -110,6 +110,20 @@ impl Listing {
     pub(super) fn unhook(&self) -> Vec<String> {
         self.references.iter().map(|(chain, rule)| format!("-D {chain} {rule}")).collect()
     }
+}
+
+/// The lines of an `iptables-save`. What others have put into quotes may go over several.
+fn rule_lines(text: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |character: char| {
+        match character {
+            _ if escaped => escaped = false,
+            '\\' => escaped = quoted,
+            '"' => quoted = !quoted,
+            _ => {}
+        }
+        !quoted && character == '\n'
+    })
 }
 
 /// The chain or target that a rule leads to. Text in quotes is what users wrote.
@@ -197,6 +211,14 @@ mod tests {
         );
         let good = Listing::read("*filter\n-A FORWARD -j RF-FORWARD\n-A FORWARD -j X\n-A OUTPUT -j RF-OUTPUT\n");
         assert!(good.is_hooked());
+    }
+
+    #[test]
+    fn a_comment_of_others_is_no_rule_however_long() {
+        let comment = "-A INPUT -m comment --comment \"x\n-A FORWARD -j RF-FORWARD\n-A \\\" y\" -j ACCEPT\n";
+        let listing = Listing::read(&format!("*filter\n:RF-FORWARD - [0:0]\n{comment}-A OUTPUT -j RF-OUTPUT\n"));
+        assert_eq!(listing.mend_jumps(), ["-I FORWARD 1 -j RF-FORWARD"]);
+        assert_eq!(listing.unhook(), ["-D OUTPUT -j RF-OUTPUT"]);
     }
 
     #[test]

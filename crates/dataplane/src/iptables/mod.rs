@@ -10,22 +10,29 @@
 //!
 //! # Why no packet passes that neither the old nor the new list allows
 //!
-//! A packet looks at rules as they were when it met the first of them, but at each set as it is at that moment; and there
-//! is no transaction over rules and sets. A *new edition* ([`Backend::replace`]) has all names different: its sets are
-//! made first, then one transaction for each family brings its rules into force. Every packet sees one edition.
+//! There is no transaction over rules and sets, nor over both families. A packet looks at each set as it is at that moment.
+//! At a chain it looks as it was when the packet met the first of them, or as it is now: nftables keeps two generations of
+//! rules, so what a packet sees of a chain that is rewritten can change with the second transaction after it, and that may
+//! be anybody's. So nothing here relies on more than this: *a packet sees each chain and each set in some state that it
+//! had while the packet was judged.*
 //!
-//! An *update* stays in its edition. Call one more member of a set of isolated pods, or one less of any other set, a
-//! *taking*; the opposite a *giving*. Whatever the rules are, a taking allows no packet more and a giving refuses none
-//! more, because rules ask sets for members only and never for non-members. An update that only takes, or only gives,
-//! therefore has no wrong moment. Any other goes like this:
+//! A *new edition* ([`Backend::replace`]) has all names different: its sets and chains are there before a transaction for each
+//! family makes `RF-FORWARD` and `RF-OUTPUT` lead to them. A packet goes through one version of those, and so through one
+//! edition. What was before is deleted after a grace: a chain that is emptied under a packet would let it pass.
 //!
-//! 1. Sets that only the new rules ask are made with all members; no rule asks them yet. Then all takings. Sets that
-//!    both lists have now hold what is allowed by both: so the old rules allow no more than the old list.
-//! 2. Grace: packets that have looked at a set before its taking are through.
-//! 3. The new rules. They ask sets that are new or hold what both allow, so they allow no more than the new list.
-//! 4. Grace: packets that are led by old rules are through. None of them may meet a giving.
-//! 5. All givings. With the new rules these allow no more than the new list.
-//! 6. Sets that no rule asks any more are destroyed.
+//! An *update* stays in its edition. Call what can only allow less a *taking*: one more member of a set of isolated pods, one
+//! less of any other set, a line less in a chain that marks, one more namespace that is judged; the opposite a *giving*.
+//! Rules ask sets for members only and never for non-members, so between takings every mixture of states allows no more
+//! than the old list, and between givings no more than the new one. An update that only takes, or only gives, has no
+//! wrong moment. Any other goes like this:
+//!
+//! 1. Sets that only the new rules ask are made with all members; no rule asks them yet. Then all takings, first of sets,
+//!    then of rules, which now are those that both lists have.
+//! 2. Grace: packets that have seen something before its taking are through.
+//! 3. All givings, first of rules, then of sets.
+//! 4. Grace, then the deletion of chains and sets that no rule leads to any more.
+//!
+//! An update that took and had no grace owes one: the next update pays it before it gives.
 //!
 //! A set that outgrows its size is made larger under another name, with the members that the step is about to give it,
 //! and swapped. A namespace that comes to the node or leaves it comes or goes with its set of isolated pods, which is made
@@ -35,7 +42,6 @@
 //! break. From before the first taking until a grace after the last giving the set `hold` has everybody in it, and
 //! refusals are silent; the sender tries again. A crash in between leaves that silence and what both lists allow.
 //!
-//! Where only rules change, or only rules and sets that one list does not have, a transaction for each family is all.
 
 mod diff;
 mod layout;
@@ -67,7 +73,7 @@ use crate::nft::DenyAction;
 use layout::Layout;
 use listing::{Stock, set_kind, set_members};
 use name::{Edition, Names};
-use plan::{Capacities, Step, Work};
+use plan::{Capacities, Step, Update, Work};
 use tools::{Failure, Tools, grace};
 
 /// How often to try to destroy a set: the kernel lets go of deleted rules a moment later.
@@ -118,18 +124,28 @@ impl fmt::Display for Variant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark(u32);
 
-/// A mark that is not one bit.
+/// A mark that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a mark is one bit of 32, such as 0x2000")]
-pub struct InvalidMark;
+pub enum InvalidMark {
+    /// None, or several.
+    #[error("a mark is one bit of 32, such as 0x1000")]
+    NotOneBit,
+    /// Clearing it would undo what Kubernetes has decided about a packet.
+    #[error("0x4000 and 0x8000 are marks of kubelet and kube-proxy: choose another bit")]
+    OfKubernetes,
+}
 
 impl Mark {
-    /// A mark, if exactly one bit is set.
+    /// A mark, if exactly one bit is set and it is none of those that Kubernetes uses.
     ///
     /// # Errors
     /// It is not.
     pub fn new(bits: u32) -> Result<Mark, InvalidMark> {
-        if bits.is_power_of_two() { Ok(Mark(bits)) } else { Err(InvalidMark) }
+        match bits {
+            0x4000 | 0x8000 => Err(InvalidMark::OfKubernetes),
+            bits if bits.is_power_of_two() => Ok(Mark(bits)),
+            _ => Err(InvalidMark::NotOneBit),
+        }
     }
 
     /// The mark with this bit set and all others clear.
@@ -139,13 +155,13 @@ impl Mark {
 }
 
 impl Default for Mark {
-    /// Kubernetes uses 0x4000 and 0x8000.
+    /// Kubernetes uses 0x4000 and 0x8000, the `portmap` plugin of CNI 0x2000.
     fn default() -> Mark {
-        Mark(0x2000)
+        Mark(0x1000)
     }
 }
 
-/// As `0x2000` or `8192`.
+/// As `0x1000` or `4096`.
 impl FromStr for Mark {
     type Err = InvalidMark;
 
@@ -154,7 +170,7 @@ impl FromStr for Mark {
             Some(digits) => u32::from_str_radix(digits, 16),
             None => text.parse(),
         };
-        Mark::new(bits.map_err(|_| InvalidMark)?)
+        Mark::new(bits.map_err(|_| InvalidMark::NotOneBit)?)
     }
 }
 
@@ -205,12 +221,47 @@ pub struct IptablesBackend {
     compares: Option<bool>,
     /// The edition in force; nothing when that is not certain.
     edition: Option<Edition>,
+    /// Packets may be under judgement that have seen what the last update took.
+    owes_grace: bool,
     capacities: Capacities,
     refused: Vec<RefusedPolicy>,
-    /// How the tools list what they were given, when they do not list it as it was given: fingerprints of both.
-    spelling: Option<(u64, u64)>,
+    /// How the tools list what they were given, when they do not list it as it was given: fingerprints of both, and whether
+    /// it was listed so after two separate writes.
+    spelling: Option<(u64, u64, bool)>,
     /// After how many steps to stop.
     steps_left: Option<usize>,
+}
+
+/// Our objects in the kernel.
+#[derive(Default, PartialEq, Eq)]
+struct Present {
+    /// The jumps to our chains are where they should be.
+    hooked: bool,
+    /// By family, the rules of each chain.
+    chains: Vec<BTreeMap<String, Vec<String>>>,
+    /// The members of each set, and its type.
+    sets: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Present {
+    /// Whether nothing but the words of rules differs.
+    fn is_shaped_as(&self, other: &Present) -> bool {
+        let shape = |present: &Present| -> Vec<(String, usize)> {
+            let chains = present.chains.iter().flatten();
+            chains.map(|(chain, rules)| (chain.clone(), rules.len())).collect()
+        };
+        self.hooked == other.hooked && self.sets == other.sets && shape(self) == shape(other)
+    }
+
+    /// A fingerprint of the rules, whatever edition they are of.
+    fn words(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for (chain, rules) in self.chains.iter().flatten() {
+            name::without_edition(chain).hash(&mut hasher);
+            rules.iter().for_each(|rule| name::without_edition(rule).hash(&mut hasher));
+        }
+        hasher.finish()
+    }
 }
 
 /// A step that failed.
@@ -261,6 +312,7 @@ impl IptablesBackend {
             notes,
             compares: None,
             edition: None,
+            owes_grace: false,
             capacities: Capacities::new(),
             refused: Vec::new(),
             spelling: None,
@@ -303,34 +355,31 @@ impl IptablesBackend {
         self.steps_left = Some(steps);
     }
 
-    /// Whether the jumps are right, and a fingerprint of our chains and sets.
-    fn found(&self) -> Result<(bool, u64), ApplyError> {
-        let mut hasher = DefaultHasher::new();
-        let mut hooked = true;
+    /// What of ours there is.
+    fn found(&self) -> Result<Present, ApplyError> {
+        let mut present = Present { hooked: true, ..Present::default() };
         for family in &self.tools.families {
             let listing = self.tools.listing(*family)?;
-            hooked &= listing.is_hooked();
-            listing.chains.hash(&mut hasher);
+            present.hooked &= listing.is_hooked();
+            present.chains.push(listing.chains);
         }
-        set_members(&self.tools.saved_sets()?).hash(&mut hasher);
-        Ok((hooked, hasher.finish()))
+        present.sets = set_members(&self.tools.saved_sets()?);
+        Ok(present)
     }
 
-    /// The fingerprint there should be.
-    fn expected(&self, program: &Acl, edition: Edition) -> u64 {
+    /// What there should be.
+    fn expected(&self, program: &Acl, edition: Edition) -> Present {
         let layout = self.layout(program, edition);
-        let mut hasher = DefaultHasher::new();
-        let mut sets: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let mut present = Present { hooked: true, ..Present::default() };
         for family in &self.tools.families {
-            layout.chains(*family).into_iter().collect::<BTreeMap<_, _>>().hash(&mut hasher);
+            present.chains.push(layout.chains(*family).into_iter().collect());
             for set in layout.sets(*family) {
                 let line = set.create(0);
                 let kind = line.splitn(3, ' ').nth(2).map(set_kind);
-                sets.insert(set.name, set.elements.into_iter().chain(kind).collect());
+                present.sets.insert(set.name, set.elements.into_iter().chain(kind).collect());
             }
         }
-        sets.hash(&mut hasher);
-        hasher.finish()
+        present
     }
 
     fn layout<'a>(&'a self, acl: &'a Acl, edition: Edition) -> Layout<'a> {
@@ -461,6 +510,7 @@ impl IptablesBackend {
             let stopped = match self.run(&steps) {
                 Ok(applied) => {
                     self.edition = Some(edition);
+                    self.owes_grace = false;
                     self.capacities = capacities;
                     let refused = |((namespace, policy), reason)| RefusedPolicy { namespace, policy, reason };
                     self.refused = closed.into_iter().map(refused).collect();
@@ -517,12 +567,14 @@ impl Backend for IptablesBackend {
         };
         let mut capacities = std::mem::take(&mut self.capacities);
         let (old, new) = (self.layout(from, edition), self.layout(to, edition));
-        let Some(steps) = plan::update(old, new, diff, &self.tools.families, &mut capacities) else {
+        let update = plan::update(old, new, diff, &self.tools.families, &mut capacities, self.owes_grace);
+        let Some(Update { steps, owes_grace }) = update else {
             return self.write(to);
         };
         // Until all steps are done nothing is certain.
         self.edition = None;
         let applied = self.run(&steps).map_err(|stopped| name_policies(stopped, to, Names(edition)))?;
+        self.owes_grace = owes_grace;
         self.edition = Some(edition);
         self.capacities = capacities;
         Ok(applied)
@@ -547,18 +599,28 @@ impl Backend for IptablesBackend {
     }
 
     /// Compares jumps, chains, rules, sets and members. Writes everything anew also if policies were refused.
+    ///
+    /// Versions of iptables may list rules in other words than they were given. Their words are learned: what is listed
+    /// after two separate writes alike, with the chains, the number of rules and the members that were written.
     fn repair(&mut self, program: &Acl) -> Result<bool, ApplyError> {
         if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
-            let (hooked, found) = self.found()?;
+            let found = self.found()?;
             let expected = self.expected(program, edition);
-            if hooked && (found == expected || self.spelling == Some((expected, found))) {
+            if found == expected
+                || found.is_shaped_as(&expected) && self.spelling == Some((expected.words(), found.words(), true))
+            {
                 return Ok(false);
             }
         }
         self.replace(program)?;
         if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
-            let (_, found) = self.found()?;
-            self.spelling = Some((self.expected(program, edition), found));
+            let (found, expected) = (self.found()?, self.expected(program, edition));
+            if found != expected && found.is_shaped_as(&expected) {
+                let words = found.words();
+                // Editions differ between two writes, and so do names.
+                let again = self.spelling.is_some_and(|(_, listed, _)| listed == words);
+                self.spelling = Some((expected.words(), words, again));
+            }
         }
         Ok(true)
     }

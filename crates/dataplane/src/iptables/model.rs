@@ -8,13 +8,15 @@ use std::sync::Arc;
 use arbitrary::Unstructured;
 use imbl::OrdMap;
 use ipnet::IpNet;
-use ringfence_compile::acl::Acl;
+use ringfence_compile::acl::{
+    Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclReason, AclRule, AclSet, Members, SetId, SetRole,
+};
 use ringfence_model::{Family, Flow, Protocol, Transport};
 
 use super::layout::Layout;
 use super::listing::{Listing, Stock};
 use super::name::{Edition, Hook, edition_of_chain, edition_of_set};
-use super::plan::{self, Capacities, Step, Work};
+use super::plan::{self, Capacities, Step, Update, Work};
 use super::{AclDiff, IptablesOptions, Mark};
 
 #[path = "../../tests/iptables_kernel/random.rs"]
@@ -70,6 +72,7 @@ enum State {
     New,
     Established,
     Related,
+    Invalid,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -213,13 +216,16 @@ impl Kernel {
         self.judge_while(packet, &mut || self)
     }
 
-    /// Judges a packet by the rules there are now; `sets` says with which sets each time one is asked.
+    /// Judges a packet; `sets` says by which state each time a chain or a set is looked at. A chain that is gone by then is
+    /// empty, and lets the packet pass; a set that rules in use ask does not go.
     fn judge_while<'a>(&'a self, mut packet: Packet, sets: &mut dyn FnMut() -> &'a Kernel) -> Fate {
         self.chain(packet.hook.builtin(), &mut packet, sets).unwrap_or(Fate::Passed(packet.mark))
     }
 
     fn chain<'a>(&'a self, chain: &str, packet: &mut Packet, sets: &mut dyn FnMut() -> &'a Kernel) -> Option<Fate> {
-        for rule in &self.chains[&Family::of(packet.flow.source)][chain] {
+        let family = &Family::of(packet.flow.source);
+        assert!(self.chains[family].contains_key(chain) || sets().chains[family].contains_key(chain), "{chain}");
+        for rule in sets().chains[family].get(chain).into_iter().flatten() {
             let target = rule.words.iter().position(|word| word == "-j").unwrap();
             let (matches, target) = rule.words.split_at(target);
             if !self.matches(matches, packet, sets) {
@@ -264,6 +270,7 @@ impl Kernel {
                 ("--ctstate", "DNAT") => packet.translated,
                 ("--ctstate", "ESTABLISHED") => packet.state == State::Established,
                 ("--ctstate", "RELATED") => packet.state == State::Related,
+                ("--ctstate", "INVALID") => packet.state == State::Invalid,
                 ("--src-type", "LOCAL") => packet.local,
                 ("--tcp-flags", "RST") => {
                     assert_eq!(words.next(), Some("RST"));
@@ -407,26 +414,37 @@ fn fresh(acl: &Acl) -> Kernel {
 /// No packet, judged at any moment or over any time that no grace cuts, passes unless one of the lists allows it; none
 /// that both allow is told that it is refused.
 fn check(states: &[(usize, Kernel)], from: &Acl, to: &Acl, flows: &[Flow], u: &mut Unstructured<'_>) {
-    for flow in flows {
-        let (old, new) = (from.eval(flow).allowed(), to.eval(flow).allowed());
-        let check = |fate: Fate, at: usize| {
-            assert!(old || new || !fate.passed(), "{flow} passes at {at} of {}", states.len());
-            assert!(!(old && new) || fate != Fate::Rejected, "{flow} is refused aloud at {at} of {}", states.len());
-        };
+    check_all(states, &[from, to], flows, u);
+    for flow in flows.iter().filter(|flow| from.eval(flow).allowed() || to.eval(flow).allowed()) {
+        let both = from.eval(flow).allowed() && to.eval(flow).allowed();
+        for (at, (_, kernel)) in states.iter().enumerate() {
+            let fate = kernel.judge(Packet::routed(*flow));
+            assert!(!both || fate != Fate::Rejected, "{flow} is refused aloud at {at} of {}", states.len());
+        }
+    }
+}
+
+/// No packet, judged at any moment or over any time that no grace cuts, passes unless one of the lists allows it.
+fn check_all(states: &[(usize, Kernel)], lists: &[&Acl], flows: &[Flow], u: &mut Unstructured<'_>) {
+    for flow in flows.iter().filter(|flow| lists.iter().all(|list| !list.eval(flow).allowed())) {
         let packet = Packet::routed(*flow);
         for (at, (_, kernel)) in states.iter().enumerate() {
-            check(kernel.judge(packet), at);
+            assert!(!kernel.judge(packet).passed(), "{flow} passes at {at} of {}", states.len());
         }
         for _ in 0..4 {
             let start = u.choose_index(states.len()).unwrap_or_default();
             let graces = states[start].0;
             let last = states.iter().rposition(|state| state.0 == graces).unwrap();
             let mut now = start;
-            let mut sets = || {
-                now = u.int_in_range(now..=last).unwrap_or(last);
+            let mut look = || {
+                // Rarely, so that a packet gets far before something changes under it.
+                if u.ratio(1, 8).unwrap_or_default() {
+                    now = u.int_in_range(now..=last).unwrap_or(last);
+                }
                 &states[now].1
             };
-            check(states[start].1.judge_while(packet, &mut sets), start);
+            let fate = states[start].1.judge_while(packet, &mut look);
+            assert!(!fate.passed(), "{flow} passes from {start} of {}", states.len());
         }
     }
 }
@@ -450,10 +468,15 @@ fn the_layout_means_what_the_list_says() {
                     .or_insert(0) += 1;
                 let wanted = if allowed { Fate::Passed(packet.mark) } else { Fate::Rejected };
                 assert_eq!(kernel.judge(packet), wanted, "{flow}: {:?}", acl.eval(&flow));
-                // A forged mark opens nothing, and is gone afterwards.
+                // A forged mark opens nothing, and is gone when the packet was judged.
                 let marked = Packet { mark: Mark::default().bits() | 0x10, ..packet };
                 let itself = flow.source == flow.destination;
-                assert!(itself || kernel.judge(marked) == wanted, "{flow}");
+                let judged = [acl.eval(&flow).egress, acl.eval(&flow).ingress];
+                let untouched = judged.iter().all(|side| side.because == AclReason::NotIsolated);
+                let wanted_of_marked = if untouched { Fate::Passed(marked.mark) } else { wanted };
+                assert!(itself || kernel.judge(marked) == wanted_of_marked, "{flow}");
+                let invalid = kernel.judge(Packet { state: State::Invalid, ..packet });
+                assert_eq!(invalid, if allowed { wanted } else { Fate::Dropped }, "{flow}");
                 assert!(kernel.judge(Packet { state: State::Established, ..packet }).passed());
                 let related = kernel.judge(Packet { state: State::Related, ..packet });
                 let error = matches!(flow.transport, Transport::Icmp(_) | Transport::Icmpv6(_));
@@ -526,6 +549,10 @@ fn no_step_lets_pass_what_neither_list_allows() {
         let empty = Kernel::new();
         let (edition, steps) = replace(&empty, &lists[0], &mut capacities);
         let mut kernel = perform(&empty, &steps).pop().unwrap().1;
+        let mut owes_grace = false;
+        // What packets may have seen that are still judged: states, and the lists they belong to.
+        let mut lately: Vec<(usize, Kernel)> = Vec::new();
+        let mut lists_lately: Vec<&Acl> = Vec::new();
         for (from, to) in lists.iter().zip(&lists[1..]) {
             if u.ratio(1, 3).unwrap_or_default() {
                 // As if the sets were made for fewer.
@@ -533,13 +560,25 @@ fn no_step_lets_pass_what_neither_list_allows() {
             }
             let diff = AclDiff::between(from, to);
             let (old, new) = (layout(from, &options, edition), layout(to, &options, edition));
-            let steps = plan::update(old, new, &diff, &Family::ALL, &mut capacities).unwrap();
+            let update = plan::update(old, new, &diff, &Family::ALL, &mut capacities, owes_grace).unwrap();
+            owes_grace = update.owes_grace;
+            let steps = update.steps;
             held += usize::from(steps.iter().any(|step| step.work == Work::Grace));
             only_sets += usize::from(steps.iter().all(|step| !matches!(step.work, Work::Rules(..))));
             let swap = |step: &Step| matches!(&step.work, Work::Sets(lines) if lines.iter().any(|line| line.starts_with("swap")));
             swapped += usize::from(steps.iter().any(swap));
             let states = perform(&kernel, &steps);
             let flows = random::flows(seed, 24);
+            // Packets that were there before this update, or before the ones before it.
+            let graces = lately.last().map_or(0, |state| state.0);
+            lately.extend(states.iter().map(|(more, kernel)| (graces + more, kernel.clone())));
+            lists_lately.extend([from, to]);
+            check_all(&lately, &lists_lately, &flows, &mut u);
+            if states.last().is_some_and(|state| state.0 > 0) {
+                let last = graces + states.last().map_or(0, |state| state.0);
+                lately.retain(|state| state.0 == last);
+                lists_lately = vec![from, to];
+            }
             differ += flows.iter().filter(|flow| from.eval(flow).allowed() != to.eval(flow).allowed()).count();
             check(&states, from, to, &flows, &mut u);
             // Whatever step it dies at: a new edition mends it.
@@ -557,6 +596,56 @@ fn no_step_lets_pass_what_neither_list_allows() {
     assert!(held > 100 && swapped > 50 && only_sets > 50 && differ > 500, "{held} {swapped} {only_sets} {differ}");
 }
 
+/// One update takes the source's right, the next gives the destination's: a packet that met the first half before both and
+/// the second half after both has met two rights that were never there together.
+#[test]
+fn two_updates_in_a_row_do_not_add_up() {
+    let address = |text: &str| text.parse::<IpAddr>().unwrap();
+    let (source, destination) = (address("10.0.0.1"), address("10.0.0.2"));
+    let list = |callee: &[IpAddr], caller: &[IpAddr]| {
+        let mut acl = Acl::empty("node".into());
+        for (number, subject, peers) in [(0, source, callee), (10, destination, caller)] {
+            // Names have the first bits of an id.
+            let id = |which: u128| SetId((number + which) << 100);
+            let set = |role, members: &[IpAddr]| AclSet {
+                role,
+                members: Members::Addresses(members.iter().copied().collect()),
+                origin: "".into(),
+            };
+            acl.sets.insert(id(0), set(SetRole::Isolated, &[subject]));
+            acl.sets.insert(id(1), set(SetRole::Selected, &[subject]));
+            acl.sets.insert(id(2), set(SetRole::Peers, peers));
+            let entry = AclEntry { peers: AclPeers::Set(id(2)), ports: AclPorts::Any };
+            let rules = vec![AclRule { entries: vec![entry] }];
+            let policies = vec![Arc::new(AclPolicy { name: "p".into(), selected: id(1), rules })];
+            let namespace = Arc::new(AclNamespace { isolated: id(0), policies });
+            let side = if number == 0 { &mut acl.egress } else { &mut acl.ingress };
+            side.insert("ns".into(), namespace);
+        }
+        acl
+    };
+    let lists = [list(&[destination], &[]), list(&[], &[]), list(&[], &[source])];
+    let options = IptablesOptions::default();
+    let mut capacities = Capacities::new();
+    let (edition, steps) = replace(&Kernel::new(), &lists[0], &mut capacities);
+    let mut states = vec![(0, perform(&Kernel::new(), &steps).pop().unwrap().1)];
+    let mut owes_grace = false;
+    for (from, to) in lists.iter().zip(&lists[1..]) {
+        let (old, new) = (layout(from, &options, edition), layout(to, &options, edition));
+        let diff = AclDiff::between(from, to);
+        let update = plan::update(old, new, &diff, &Family::ALL, &mut capacities, owes_grace).unwrap();
+        owes_grace = update.owes_grace;
+        let (graces, kernel) = states.last().cloned().unwrap();
+        states.extend(perform(&kernel, &update.steps).into_iter().map(|(more, kernel)| (graces + more, kernel)));
+    }
+    let bytes = ringfence_scenario::bytes(1, 100_000);
+    let mut u = Unstructured::new(&bytes);
+    let flow = Flow { source, destination, transport: Transport::Port(Protocol::Tcp, 80) };
+    for _ in 0..200 {
+        check_all(&states, &lists.iter().collect::<Vec<_>>(), &[flow], &mut u);
+    }
+}
+
 /// A pod that comes or goes is sets only, unless it is the first or the last of its namespace.
 #[test]
 fn members_touch_no_rule() {
@@ -570,7 +659,8 @@ fn members_touch_no_rule() {
             }
             let diff = AclDiff::between(from, &moved);
             let (old, new) = (layout(from, &options, Edition::default()), layout(&moved, &options, Edition::default()));
-            let steps = plan::update(old, new, &diff, &Family::ALL, &mut Capacities::new()).unwrap();
+            let Update { steps, .. } =
+                plan::update(old, new, &diff, &Family::ALL, &mut Capacities::new(), false).unwrap();
             assert!(steps.iter().all(|step| matches!(step.work, Work::Sets(_) | Work::Grace)), "{steps:?}");
         }
     }

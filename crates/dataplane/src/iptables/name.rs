@@ -158,6 +158,18 @@ fn edition<'a>(name: &'a str, prefix: &str) -> Option<(Edition, &'a str)> {
     }
 }
 
+/// A text with the digits of editions left out.
+pub(super) fn without_edition(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("RF").into_iter().chain(rest.find("rf")).min() {
+        let (before, name) = rest.split_at(at + 2);
+        plain.push_str(before);
+        rest = name.strip_prefix(|character: char| character.is_ascii_digit()).unwrap_or(name);
+    }
+    plain + rest
+}
+
 fn is_digest(text: &str) -> bool {
     text.len() == DIGEST && text.bytes().all(|byte| ALPHABET.contains(&byte))
 }

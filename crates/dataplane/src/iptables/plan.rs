@@ -1,8 +1,9 @@
 //! What to do in which order, as a value.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use ringfence_compile::acl::SetRole;
+use ringfence_compile::acl::{Acl, AclNamespace, AclPolicy, AclRule, SetRole};
 use ringfence_model::{Direction, Family};
 
 use super::diff::AclDiff;
@@ -61,6 +62,12 @@ fn commit(family: Family, title: &'static str, chains: &[Chain], jumps: Vec<Stri
     Step { title, work: Work::Rules(family, lines) }
 }
 
+/// A transaction that deletes chains, if there are any to delete. Packets that are on their way there must be through: they
+/// would find the chains empty, and a chain that ends without a verdict lets them pass.
+fn delete(family: Family, title: &'static str, dead: &[String]) -> Option<Step> {
+    (!dead.is_empty()).then(|| commit(family, title, &[], Vec::new(), dead))
+}
+
 /// Creates and fills a set.
 fn create(set: &Set, capacity: usize) -> impl Iterator<Item = String> {
     [set.create(capacity)].into_iter().chain(set.fill())
@@ -108,16 +115,22 @@ pub(super) fn replace(
         }
     }
     steps.extend(sets("create and fill all sets", lines));
+    let mut deletions = Vec::new();
     for family in families {
         let listing = stock.families.get(family).cloned().unwrap_or_default();
-        let keeps = |chain: &str| Hook::ALL.into_iter().any(|hook| hook.chain() == chain);
-        let is_dead = |chain: &&String| !keeps(chain) && !occupied(edition_of_chain(chain));
-        let dead: Vec<String> = listing.chains.keys().filter(is_dead).cloned().collect();
         let title = match family {
             Family::V4 => "bring the IPv4 rules into force",
             Family::V6 => "bring the IPv6 rules into force",
         };
-        steps.push(commit(*family, title, &layout.chains(*family), listing.mend_jumps(), &dead));
+        steps.push(commit(*family, title, &layout.chains(*family), listing.mend_jumps(), &[]));
+        let keeps = |chain: &str| Hook::ALL.into_iter().any(|hook| hook.chain() == chain);
+        let is_dead = |chain: &&String| !keeps(chain) && !occupied(edition_of_chain(chain));
+        let dead: Vec<String> = listing.chains.keys().filter(is_dead).cloned().collect();
+        deletions.extend(delete(*family, "delete the chains of before", &dead));
+    }
+    if !deletions.is_empty() {
+        steps.push(grace());
+        steps.extend(deletions);
     }
     steps.extend(destroy("destroy the sets of before", old));
     steps
@@ -137,16 +150,26 @@ pub(super) fn cleanup(stock: &Stock) -> Vec<Step> {
     steps
 }
 
-/// The steps from one list to another, in the same edition. Nothing, when only [`replace`] can do it.
+/// How an update is done.
+#[derive(Debug)]
+pub(super) struct Update {
+    pub(super) steps: Vec<Step>,
+    /// Packets may be under judgement that have seen what the update took. They must be through before rights are given.
+    pub(super) owes_grace: bool,
+}
+
+/// The steps from one list to another, in the same edition. `owes_grace` is what the update before left. Nothing, when only
+/// [`replace`] can do it.
 pub(super) fn update(
     from: Layout<'_>,
     to: Layout<'_>,
     diff: &AclDiff,
     families: &[Family],
     capacities: &mut Capacities,
-) -> Option<Vec<Step>> {
+    owes_grace: bool,
+) -> Option<Update> {
     let mut new = Vec::new();
-    let mut dead = Vec::new();
+    let mut dead_sets = Vec::new();
     let mut changes = Changes::default();
     for family in families {
         for (id, _) in &diff.sets.added {
@@ -160,46 +183,99 @@ pub(super) fn update(
             if members::exists(&old.members, *family) {
                 let name = from.names().set(old.role, *family, *id);
                 capacities.remove(&name);
-                dead.push(name);
+                dead_sets.push(name);
             }
         }
         changes.gather(to, diff, *family, capacities)?;
     }
-    let rules: Vec<Step> = families.iter().filter_map(|family| rules(from, to, diff, *family)).collect();
     let Changes { take, give } = changes;
 
+    let common = common(from.acl, to.acl, diff);
+    let middle = Layout { acl: &common, ..to };
+    let (mut take_rules, mut give_rules, mut deletions) = (Vec::new(), Vec::new(), Vec::new());
+    for family in families {
+        take_rules.extend(rules("take rights by rules", from, middle, diff, *family));
+        give_rules.extend(rules("give rights by rules", middle, to, diff, *family));
+        deletions.extend(delete(*family, "delete dead chains", &dead_chains(from, to, diff, *family)));
+    }
+
+    let takes = !(take.is_empty() && take_rules.is_empty());
+    let gives = !(give.is_empty() && give_rules.is_empty());
     let mut steps = Vec::new();
-    if rules.is_empty() && (take.is_empty() || give.is_empty()) {
-        let title = if take.is_empty() { "give rights" } else { "take rights" };
-        steps.extend(sets(title, [new, take, give].concat()));
-    } else if take.is_empty() && give.is_empty() {
-        steps.extend(sets("create new sets", new));
-        steps.extend(rules);
-    } else {
-        let takes = !take.is_empty();
+    let mut owes_grace = owes_grace;
+    if takes && gives {
         let hold = families.iter().flat_map(|family| {
             let all = members::networks(&[members::everything(*family)], &[], *family);
             let set = to.names().hold(*family);
             all.into_iter().map(move |half| format!("add {set} {half}"))
         });
         steps.extend(sets("create new sets, refuse in silence, take rights", [new, hold.collect(), take].concat()));
-        // Without a taking there is nothing that packets under judgement could have looked at before it.
-        if takes {
-            steps.push(grace());
-        }
-        if !rules.is_empty() {
-            steps.extend(rules);
-            steps.push(grace());
-        }
-        if !give.is_empty() {
-            steps.extend(sets("give rights", give));
-            steps.push(grace());
-        }
+        steps.extend(take_rules);
+        steps.push(grace());
+        steps.extend(give_rules);
+        steps.extend(sets("give rights", give));
+        steps.push(grace());
         let release = families.iter().map(|family| format!("flush {}", to.names().hold(*family)));
         steps.extend(sets("refuse aloud", release.collect()));
+        owes_grace = false;
+    } else {
+        if gives && owes_grace {
+            steps.push(grace());
+            owes_grace = false;
+        }
+        steps.extend(sets(if gives { "give rights" } else { "take rights" }, [new, take].concat()));
+        steps.extend(take_rules);
+        steps.extend(give_rules);
+        steps.extend(sets("give rights", give));
+        owes_grace |= takes;
+        if !deletions.is_empty() {
+            steps.push(grace());
+            owes_grace = false;
+        }
     }
-    steps.extend(destroy("destroy dead sets", dead));
-    Some(steps)
+    steps.extend(deletions);
+    steps.extend(destroy("destroy dead sets", dead_sets));
+    Some(Update { steps, owes_grace })
+}
+
+/// What both lists allow by their rules: the namespaces of both, and of those that differ what both versions admit in the
+/// same place.
+fn common(from: &Acl, to: &Acl, diff: &AclDiff) -> Acl {
+    let mut common = to.clone();
+    for (id, set) in &from.sets {
+        if !common.sets.contains_key(id) {
+            common.sets.insert(*id, set.clone());
+        }
+    }
+    for direction in Direction::ALL {
+        let side = match direction {
+            Direction::Ingress => &mut common.ingress,
+            Direction::Egress => &mut common.egress,
+        };
+        for (name, old) in &diff.side(direction).removed {
+            side.insert(name.clone(), old.clone());
+        }
+        for (name, old, new) in &diff.side(direction).changed {
+            side.insert(name.clone(), Arc::new(common_namespace(old, new)));
+        }
+    }
+    common
+}
+
+fn common_namespace(old: &AclNamespace, new: &AclNamespace) -> AclNamespace {
+    let policies = new.policies.iter().filter_map(|new| {
+        let old = old.policies.iter().find(|old| old.name == new.name)?;
+        if Arc::ptr_eq(old, new) || old == new {
+            return Some(new.clone());
+        }
+        let same_pods = old.selected == new.selected;
+        let rules = old.rules.iter().zip(&new.rules).map(|(old, new)| {
+            let entries = new.entries.iter().filter(|entry| same_pods && old.entries.contains(entry));
+            AclRule { entries: entries.copied().collect() }
+        });
+        Some(Arc::new(AclPolicy { name: new.name.clone(), selected: new.selected, rules: rules.collect() }))
+    });
+    AclNamespace { isolated: new.isolated, policies: policies.collect() }
 }
 
 /// Changes of sets that both lists have.
@@ -247,29 +323,15 @@ impl Changes {
     }
 }
 
-/// The transaction that changes the rules of one family, if they do change.
-fn rules(from: Layout<'_>, to: Layout<'_>, diff: &AclDiff, family: Family) -> Option<Step> {
+/// The transaction that changes the rules of one family, if they do change. Deletes nothing.
+fn rules(title: &'static str, from: Layout<'_>, to: Layout<'_>, diff: &AclDiff, family: Family) -> Option<Step> {
     let mut chains: Vec<Chain> = Vec::new();
-    let mut dead: Vec<String> = Vec::new();
-    let mut touched = false;
-    for direction in [Direction::Egress, Direction::Ingress] {
-        let diff = diff.side(direction);
-        let removed = diff.removed.iter().map(|(name, old)| (name, Some(old), None));
-        let added = diff.added.iter().map(|(name, new)| (name, None, Some(new)));
-        let changed = diff.changed.iter().map(|(name, old, new)| (name, Some(old), Some(new)));
-        for (name, old, new) in removed.chain(added).chain(changed) {
-            touched = true;
-            let old = old.map_or_else(Vec::new, |old| from.namespace(direction, name, old, family));
-            let new = new.map_or_else(Vec::new, |new| to.namespace(direction, name, new, family));
-            let kept: BTreeSet<&str> = new.iter().map(|(chain, _)| chain.as_str()).collect();
-            dead.extend(old.iter().map(|(chain, _)| chain).filter(|chain| !kept.contains(chain.as_str())).cloned());
-            let old: BTreeMap<&str, &[String]> =
-                old.iter().map(|(chain, rules)| (chain.as_str(), rules.as_slice())).collect();
-            let differs = |(chain, rules): &Chain| old.get(chain.as_str()) != Some(&rules.as_slice());
-            chains.extend(new.iter().filter(|chain| differs(chain)).cloned());
-        }
+    for (direction, name) in touched(diff) {
+        let old: BTreeMap<String, Vec<String>> = chains_of(from, direction, name, family).into_iter().collect();
+        let new = chains_of(to, direction, name, family);
+        chains.extend(new.into_iter().filter(|(chain, rules)| old.get(chain) != Some(rules)));
     }
-    if touched {
+    if touched(diff).next().is_some() {
         for hook in Hook::ALL {
             let rules = to.hook(hook, family);
             if rules != from.hook(hook, family) {
@@ -277,11 +339,36 @@ fn rules(from: Layout<'_>, to: Layout<'_>, diff: &AclDiff, family: Family) -> Op
             }
         }
     }
-    let title = match family {
-        Family::V4 => "change the IPv4 rules",
-        Family::V6 => "change the IPv6 rules",
-    };
-    (!chains.is_empty() || !dead.is_empty()).then(|| commit(family, title, &chains, Vec::new(), &dead))
+    (!chains.is_empty()).then(|| commit(family, title, &chains, Vec::new(), &[]))
+}
+
+/// The chains of one family that the new list has not any more.
+fn dead_chains(from: Layout<'_>, to: Layout<'_>, diff: &AclDiff, family: Family) -> Vec<String> {
+    let mut dead = Vec::new();
+    for (direction, name) in touched(diff) {
+        let kept: BTreeSet<String> =
+            chains_of(to, direction, name, family).into_iter().map(|(chain, _)| chain).collect();
+        let old = chains_of(from, direction, name, family).into_iter().map(|(chain, _)| chain);
+        dead.extend(old.filter(|chain| !kept.contains(chain)));
+    }
+    dead
+}
+
+/// The namespaces that differ.
+fn touched(diff: &AclDiff) -> impl Iterator<Item = (Direction, &Arc<str>)> {
+    [Direction::Egress, Direction::Ingress].into_iter().flat_map(|direction| {
+        let side = diff.side(direction);
+        let removed = side.removed.iter().map(|(name, _)| name);
+        let added = side.added.iter().map(|(name, _)| name);
+        let changed = side.changed.iter().map(|(name, ..)| name);
+        removed.chain(added).chain(changed).map(move |name| (direction, name))
+    })
+}
+
+/// The chains of a namespace, none if the list does not have it.
+fn chains_of(layout: Layout<'_>, direction: Direction, name: &str, family: Family) -> Vec<Chain> {
+    let namespace = layout.acl.side(direction).get(name);
+    namespace.map_or_else(Vec::new, |namespace| layout.namespace(direction, name, namespace, family))
 }
 
 /// A transaction that puts rules into a chain that nothing leads to, and one that undoes it.

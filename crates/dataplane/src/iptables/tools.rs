@@ -24,6 +24,9 @@ const LOCK: &str = "/run/xtables.lock";
 const LOCK_VARIABLE: &str = "XTABLES_LOCKFILE";
 /// How many seconds to wait for the lock.
 const LOCK_SECONDS: &str = "10";
+/// How often to try while others write, and how long to wait after the first attempt.
+const BUSY_ATTEMPTS: u32 = 5;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// Longer than any packet is judged.
 const GRACE: Duration = Duration::from_millis(20);
 
@@ -173,14 +176,21 @@ impl Tools {
         self.run(of(&self.restore, family), &["--noflush", "-w", LOCK_SECONDS], lines).map(|_| ())
     }
 
+    /// Others who write at the same time say nothing about what is to be written: it is tried again.
     fn run(&self, tool: &Path, arguments: &[&str], input: &str) -> Result<String, Failure> {
-        let mut command = Command::new(tool);
-        command.args(arguments).env("LC_ALL", "C");
-        if let Some(lock) = &self.lock {
-            // A descriptor of ours, by a name that a child process can open.
-            command.env(LOCK_VARIABLE, format!("/proc/{}/fd/{}", std::process::id(), lock.as_raw_fd()));
+        for attempt in 1..=BUSY_ATTEMPTS {
+            let mut command = Command::new(tool);
+            command.args(arguments).env("LC_ALL", "C");
+            if let Some(lock) = &self.lock {
+                // A descriptor of ours, by a name that a child process can open.
+                command.env(LOCK_VARIABLE, format!("/proc/{}/fd/{}", std::process::id(), lock.as_raw_fd()));
+            }
+            match run(&mut command, input) {
+                Err(Failure::Refused(said)) if is_busy(&said) => thread::sleep(BUSY_PAUSE * attempt),
+                result => return result,
+            }
         }
-        run(&mut command, input)
+        Err(Failure::NotRun(ApplyError::Contended { attempts: BUSY_ATTEMPTS }))
     }
 }
 
@@ -209,6 +219,12 @@ fn run(command: &mut Command, input: &str) -> Result<String, Failure> {
         said.push_str(": raise net.core.wmem_max, or run with CAP_NET_ADMIN in the initial user namespace");
     }
     Err(Failure::Refused(if said.is_empty() { output.status.to_string() } else { said }))
+}
+
+/// Whether a tool gave up because others were writing: the lock of the legacy tables, a change between its reading and
+/// its writing.
+fn is_busy(said: &str) -> bool {
+    said.contains("xtables lock") || said.contains("Resource temporarily unavailable")
 }
 
 /// Waits until all packets that are being judged now are through.
@@ -246,13 +262,24 @@ fn legacy_has(family: Family, table: Option<&str>) -> bool {
 }
 
 /// In a user namespace the lock often belongs to somebody who is not there. The network namespace is ours alone then, so
-/// a lock of our own does; the tools insist on one.
+/// a lock of our own does; the tools insist on one. On the host, others who write have to wait for us, so there the lock must
+/// be theirs too.
 fn own_lock() -> Result<Option<OwnedFd>, ApplyError> {
     if std::env::var_os(LOCK_VARIABLE).is_some() || fs::File::options().append(true).create(true).open(LOCK).is_ok() {
         return Ok(None);
     }
+    if in_initial_user_namespace() {
+        let advice =
+            format!("{LOCK} cannot be opened: mount the host's into the container, or name it with {LOCK_VARIABLE}");
+        return Err(ApplyError::Unsent { operation: "opening the lock of iptables-legacy", source: advice.into() });
+    }
     let lock = memfd_create("xtables.lock", MemfdFlags::CLOEXEC);
     lock.map(Some).map_err(|error| ApplyError::Unsent { operation: "making a lock", source: error.into() })
+}
+
+fn in_initial_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 fn find(tool: &str) -> Option<PathBuf> {

@@ -129,6 +129,7 @@ pub(super) fn encode(rule: &Rule, list: &mut Attributes<'_>) {
             .meta(Meta::L4proto, FIRST)
             .compare(Compare::Equal, &[icmp(*family)])
             .verdict(Verdict::Return, None),
+        Rule::DropInvalid => list.connection_has(Ct::State, INVALID).verdict(Verdict::Drop, None),
         Rule::Count => list.counter(),
         Rule::RejectTcp => list
             .meta(Meta::L4proto, FIRST)
@@ -140,6 +141,8 @@ pub(super) fn encode(rule: &Rule, list: &mut Attributes<'_>) {
     };
 }
 
+/// NF_CT_STATE_INVALID_BIT of linux/netfilter/nf_conntrack_common.h.
+const INVALID: u32 = 1;
 /// `NF_CT_STATE_BIT` of linux/netfilter/nf_conntrack_common.h for IP_CT_ESTABLISHED.
 const ESTABLISHED: u32 = 1 << 1;
 /// The same for IP_CT_RELATED.

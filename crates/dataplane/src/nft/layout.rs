@@ -165,7 +165,7 @@ impl Layout<'_> {
 
     fn refuse(self) -> Vec<Rule> {
         let mut rules: Vec<Rule> = Family::ALL.into_iter().map(Rule::AllowErrors).collect();
-        rules.push(Rule::Count);
+        rules.extend([Rule::DropInvalid, Rule::Count]);
         match self.deny {
             DenyAction::Reject => rules.extend([Rule::RejectTcp, Rule::Reject]),
             DenyAction::Drop => rules.push(Rule::Drop),

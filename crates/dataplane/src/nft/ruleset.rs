@@ -107,6 +107,9 @@ pub enum Rule {
     /// Allows ICMP or ICMPv6 errors about connections that were let through before. `related` says more than that of other
     /// protocols: the second connections that a tracking helper expects.
     AllowErrors(Family),
+    /// Drops what connection tracking cannot place. A reset would end the open connection that a late or damaged packet
+    /// belongs to.
+    DropInvalid,
     /// Counts packets and bytes.
     Count,
     /// Refuses TCP with a reset.
@@ -189,6 +192,7 @@ impl Rule {
             Rule::AcceptItself(_) => Some("a pod to itself".to_owned()),
             Rule::DropIfOutdated(_) => Some("came in before the last change".to_owned()),
             Rule::AllowErrors(_) => Some("errors of open connections".to_owned()),
+            Rule::DropInvalid => Some("of no connection".to_owned()),
             _ => None,
         }
     }

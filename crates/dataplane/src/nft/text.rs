@@ -147,6 +147,7 @@ impl fmt::Display for Rule {
             Rule::AllowErrors(Family::V4) => f.write_str("ct state related meta l4proto icmp return"),
             Rule::AllowErrors(Family::V6) => f.write_str("ct state related meta l4proto ipv6-icmp return"),
             Rule::AcceptOwnResets => f.write_str("ct state related tcp flags rst accept"),
+            Rule::DropInvalid => f.write_str("ct state invalid drop"),
             Rule::Count => f.write_str("counter"),
             Rule::RejectTcp => f.write_str("meta l4proto tcp reject with tcp reset"),
             Rule::Reject => f.write_str("reject with icmpx admin-prohibited"),

@@ -341,7 +341,7 @@ fn a_crash_at_any_step(variant: Variant) {
 fn a_crash_while_replacing(variant: Variant) {
     let (from, to) = (small(&["10.9.0.1"], &[]), small(&["10.9.0.2"], &["10.9.0.3"]));
     let wanted = expected(&to, variant);
-    for steps in 0..5 {
+    for steps in 0..8 {
         new(variant).replace(&from).unwrap();
         let mut backend = new(variant);
         backend.stop_after(steps);
@@ -351,7 +351,7 @@ fn a_crash_while_replacing(variant: Variant) {
         assert_eq!(ours(variant), wanted, "{steps}");
         new(variant).cleanup().unwrap();
         assert!(!everything(variant).iter().any(|line| line.contains("RF") || line.contains("rf")));
-        assert_eq!(whole, steps == 4, "{steps}");
+        assert_eq!(whole, steps == 7, "{steps}");
     }
 }
 

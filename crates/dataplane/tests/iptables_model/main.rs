@@ -76,7 +76,7 @@ fn choices_change_only_what_they_are_about() {
     kept.retain(|line| !line.ends_with("-j DROP"));
     assert_eq!(found, kept);
     let marked = render(&small(), &IptablesOptions { mark: Mark::new(1).unwrap(), ..IptablesOptions::default() });
-    assert_eq!(marked.replace("0x1/0x1", "0x2000/0x2000").replace("0x0/0x1", "0x0/0x2000"), ours);
+    assert_eq!(marked.replace("0x1/0x1", "0x1000/0x1000").replace("0x0/0x1", "0x0/0x1000"), ours);
 }
 
 #[test]
@@ -84,8 +84,8 @@ fn a_mark_is_one_bit() {
     for (text, bits) in [("0x2000", 0x2000), ("8192", 0x2000), ("0X80000000", 1 << 31), ("1", 1)] {
         assert_eq!(text.parse::<Mark>().map(Mark::bits), Ok(bits));
     }
-    for text in ["", "0", "3", "0x", "0x100000000", "-1", "2000h", "0x2001"] {
+    for text in ["", "0", "3", "0x", "0x100000000", "-1", "2000h", "0x2001", "0x4000", "0x8000"] {
         assert!(text.parse::<Mark>().is_err(), "{text}");
     }
-    assert_eq!(Mark::default().to_string(), "0x2000");
+    assert_eq!(Mark::default().to_string(), "0x1000");
 }

@@ -42,6 +42,7 @@ impl Interpreter<'_> {
                 | Rule::AcceptOwnResets
                 | Rule::AllowErrors(_)
                 | Rule::DropIfOutdated(_)
+                | Rule::DropInvalid
                 | Rule::Count => continue,
                 Rule::AcceptFromNode if self.from_node => return Verdict::Accept,
                 Rule::AcceptFromNode => continue,
