@@ -91,6 +91,8 @@ pub struct Path {
     pub ingress: bool,
     /// Whether a connection was made when it was tried; `None` when it was not tried.
     pub measured: Option<bool>,
+    /// What the policies demand of the source that the destination's node sees, where the network replaces it.
+    pub as_seen: Option<bool>,
 }
 
 impl Path {
@@ -99,9 +101,9 @@ impl Path {
         self.egress && self.ingress
     }
 
-    /// It was tried, and the result is not what was expected.
+    /// It was tried, and the result is not what the policies demand of what the destination's node sees.
     pub fn differs(&self) -> bool {
-        self.measured.is_some_and(|measured| measured != self.allowed())
+        self.measured.is_some_and(|measured| measured != self.as_seen.unwrap_or(self.allowed()))
     }
 }
 
@@ -149,7 +151,14 @@ impl Matrix {
                             transport: Transport::Port(*protocol, *port),
                         };
                         let (egress, ingress) = judge(source, destination, &flow);
-                        Path { source: *from_address, destination: *to_address, egress, ingress, measured: None }
+                        Path {
+                            source: *from_address,
+                            destination: *to_address,
+                            egress,
+                            ingress,
+                            measured: None,
+                            as_seen: None,
+                        }
                     });
                     let paths = paths.collect();
                     cells.push(Cell { from, to, protocol: *protocol, port: *port, paths });

@@ -45,6 +45,25 @@ pub enum PathKind {
 }
 
 impl PathKind {
+    /// A word for programs. Stable.
+    pub fn id(self) -> &'static str {
+        match self {
+            PathKind::SameNode => "same-node",
+            PathKind::SameNodeService => "same-node-service",
+            PathKind::OtherNode => "other-node",
+            PathKind::OtherNodeService => "other-node-service",
+            PathKind::NodePortSameNode => "node-port-same-node",
+            PathKind::NodePortOtherNode => "node-port-other-node",
+            PathKind::ToExternal => "to-external",
+            PathKind::FromExternal => "from-external",
+            PathKind::NodeToOwnPod => "node-to-own-pod",
+            PathKind::NodeToOtherPod => "node-to-other-pod",
+            PathKind::FromHostNetwork => "from-host-network",
+            PathKind::ToHostNetwork => "to-host-network",
+            PathKind::Hairpin => "hairpin",
+        }
+    }
+
     /// A number and a few words: how reports name it.
     pub fn name(self) -> &'static str {
         match self {

@@ -22,8 +22,8 @@ const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 pub struct PlacementOptions {
     /// Ranges for pods without an address, one of each family wanted. Empty: the node's `podCIDRs`, or 10.244.0.0/16.
     pub pod_cidrs: Vec<IpNet>,
-    /// Have exactly this many nodes, at least one. Pods keep their node while it is one of them; the others are dealt out in
-    /// turn. `None`: the nodes of the input, and pods that name none on the first of them.
+    /// Have exactly this many nodes, at least one. `None`: the nodes of the input. Pods keep their node while it is one of
+    /// them; the others are dealt out in turn.
     pub nodes: Option<usize>,
 }
 
@@ -143,7 +143,7 @@ fn assign_nodes(
         if pod.node.as_ref().is_some_and(|node| nodes.contains_key(node)) {
             continue;
         }
-        pod.node = if options.nodes.is_some() { turns.next() } else { names.first() }.cloned();
+        pod.node = turns.next().cloned();
     }
 }
 

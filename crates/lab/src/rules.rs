@@ -61,18 +61,21 @@ pub(crate) fn write(spec: &NetworkSpec, node: NodeIndex, namespace: &NetNs) -> R
 }
 
 fn write_all(spec: &NetworkSpec, node: NodeIndex, namespace: &NetNs) -> Result<Option<RulesError>, RulesError> {
-    for is_v4 in [true, false] {
-        if let Some(text) = masquerade(spec, node, is_v4) {
-            restore(spec.services.tables, is_v4, &text, namespace)?;
-        }
-    }
-    match (write_services(&spec.services, spec, node, namespace), spec.services.without(Protocol::Sctp)) {
+    let services = match (write_services(&spec.services, spec, node, namespace), spec.services.without(Protocol::Sctp))
+    {
         (Err(refused @ RulesError::Refused { .. }), Some(without_sctp)) => {
             write_services(&without_sctp, spec, node, namespace)?;
             Ok(Some(refused))
         }
         (other, _) => other.map(|()| None),
+    };
+    // After kube-proxy's, which puts its own rules first.
+    for is_v4 in [true, false] {
+        if let Some(text) = masquerade(spec, node, is_v4) {
+            restore(spec.services.tables, is_v4, &text, namespace)?;
+        }
     }
+    services
 }
 
 fn write_services(

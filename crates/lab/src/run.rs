@@ -25,7 +25,7 @@ use crate::probe::{Origin, Probe, ProbeOutcome, Timeouts};
 use crate::probes::{Probes, answered_by, describe, in_host_network};
 use crate::services::{Backend as Endpoint, ServicePortSpec, ServiceSpec, Services, Tables};
 use crate::spec::{EndpointSpec, NetworkSpec, NodeSpec, Place};
-use crate::trips::{attempt_all, trips};
+use crate::trips::{Answers, attempt_all, trips};
 
 /// Why there is no result.
 #[derive(Debug, thiserror::Error)]
@@ -100,10 +100,12 @@ pub enum Stage {
     Building,
     /// Its node asks every listener.
     Checking,
-    /// All pairs, and all paths.
+    /// All pairs.
     Probing,
-    /// All paths again, without policies.
+    /// All paths, without policies.
     Tracing,
+    /// The paths through Services and from nodes, under the policies.
+    Paths,
 }
 
 /// What to try.
@@ -191,21 +193,50 @@ pub fn run<B: Backend>(
         network.listen().await?;
         check_listeners(&matrix, &network, &timeouts, progress).await?;
         measure(&mut matrix, &network, &timeouts, progress).await?;
-        // What the matrix has measured need not be tried twice under the policies.
-        let not_in_matrix = |attempt: &paths::Attempt| attempt.cell.is_none();
-        let mut probing = |done, of| progress(Stage::Probing, done, of);
-        let policed = attempt_all(&attempts, not_in_matrix, &matrix, &network, &timeouts, &mut probing).await?;
 
         // Without policies the same rules let everything pass, so what arrives shows what the network does by itself.
         let open: Vec<Object> = objects.iter().filter(|object| !matches!(object, Object::Policy(_))).cloned().collect();
         nodes.enforce(&open)?;
+        let everybody = |_, attempt: &paths::Attempt| Some((0..attempt.backends.len()).collect());
         let mut tracing = |done, of| progress(Stage::Tracing, done, of);
-        let free = attempt_all(&attempts, |_| true, &matrix, &network, &timeouts, &mut tracing).await?;
-        let trips = trips(&attempts, &matrix, &network, &oracle, &policed, &free)?;
+        let free = attempt_all(&attempts, everybody, &matrix, &network, &timeouts, &mut tracing).await?;
+        let mut trips = trips(&attempts, &matrix, &network, &oracle, &free)?;
+
         nodes.enforce(&objects)?;
+        // No connection from before may pass for one that the policies allow.
+        for node in 0..network.nodes().len() {
+            network.forget_connections(NodeIndex(node)).map_err(RunError::Tracking)?;
+        }
+        // What the matrix has measured need not be tried twice under the policies.
+        let expected = |position: usize, attempt: &paths::Attempt| {
+            let trips = trips.get(position).filter(|_| attempt.cell.is_none())?;
+            Some((0..trips.len()).filter(|backend| trips.get(*backend).is_some_and(|trip| trip.expected)).collect())
+        };
+        let mut probing = |done, of| progress(Stage::Paths, done, of);
+        let policed = attempt_all(&attempts, expected, &matrix, &network, &timeouts, &mut probing).await?;
+        fill_in(&attempts, &policed, &mut trips, &mut matrix);
+        let trips: Vec<Trip> = trips.into_iter().flatten().collect();
         Ok::<_, RunError>(trips)
     })?;
     Ok(Finished { matrix, trips, remarks: nodes.remarks()?, network, runtime })
+}
+
+/// What passed under the policies goes into the trips, and what the network does to sources into the matrix.
+fn fill_in(attempts: &[paths::Attempt], policed: &[Answers], trips: &mut [Vec<Trip>], matrix: &mut Matrix) {
+    for ((attempt, policed), trips) in attempts.iter().zip(policed).zip(trips) {
+        for (position, trip) in trips.iter_mut().enumerate() {
+            match attempt.cell {
+                None => trip.measured = policed.contains_key(&position),
+                Some((cell, path)) if trip.replaced() => {
+                    let path = matrix.cells.get_mut(cell).and_then(|cell| cell.paths.get_mut(path));
+                    if let Some(path) = path {
+                        path.as_seen = Some(trip.expected);
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    }
 }
 
 /// The nodes' namespaces, each with its agent.

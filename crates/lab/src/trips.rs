@@ -1,6 +1,6 @@
-//! Every path, tried under the policies and then without any: what passes, and whose address the rules see.
+//! Every path, tried without any policy and under the policies: what passes, and whose address the rules see.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,66 +15,91 @@ use crate::probe::{Origin, Probe, ProbeOutcome, Timeouts};
 use crate::probes::{Probes, answered_by, describe, in_host_network};
 use crate::run::{RunError, known_node};
 
-/// Which of several backends answers is up to chance. After this many tries for each of them, one that can answer has done
-/// so, but for one case in 100,000.
-const TRIES_PER_BACKEND: usize = 12;
+/// Which of several backends answers is up to chance, so an attempt is made again, once for each backend, until all have
+/// answered that should. After so many rounds the chance that one was only passed over is below that of the machine failing.
+const MOST_ROUNDS: usize = 40;
 
 /// Who answered an attempt, by position among its backends, and the client's address and port as the listener saw them.
 pub(crate) type Answers = BTreeMap<usize, SocketAddr>;
 
-/// Tries the attempts that `wanted` picks, each so often that every backend has its chance.
+/// Makes the attempts for which `should` tells which backends should answer. With several backends each has its chance to
+/// answer also when none should.
 ///
 /// # Errors
 /// A probe that says nothing about the network.
 pub(crate) async fn attempt_all(
     attempts: &[Attempt],
-    wanted: impl Fn(&Attempt) -> bool,
+    should: impl Fn(usize, &Attempt) -> Option<BTreeSet<usize>>,
     matrix: &Matrix,
     network: &Arc<Network>,
     timeouts: &Timeouts,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Answers>, RunError> {
-    let mut probes = Probes::default();
-    for (position, attempt) in attempts.iter().enumerate().filter(|(_, attempt)| wanted(attempt)) {
-        let from = match &attempt.from {
-            Client::End(end) => Origin::Endpoint(EndpointIndex(*end)),
-            Client::Node(name) => Origin::Node(known_node(network, name)?),
-        };
-        let probe = Probe {
-            from,
-            source: Some(attempt.source),
-            destination: attempt.dial.ip(),
-            protocol: attempt.protocol,
-            port: attempt.dial.port(),
-        };
-        let tries = if attempt.backends.len() == 1 { 1 } else { TRIES_PER_BACKEND * attempt.backends.len() };
-        (0..tries).for_each(|_| probes.push(position, probe));
-    }
     let mut answers = vec![Answers::new(); attempts.len()];
-    let mut failed = None;
-    probes
-        .run(network, timeouts, |position, _, outcome, done, of| {
-            progress(done, of);
-            let (Some(attempt), Some(answers)) = (attempts.get(position), answers.get_mut(position)) else { return };
-            let by = attempt.backends.iter().position(|backend| answered_for(matrix, backend, &outcome));
-            match (&outcome, by) {
-                (ProbeOutcome::Refused(_) | ProbeOutcome::TimedOut, _) => {}
-                (ProbeOutcome::Answered { seen, .. }, Some(backend)) => {
-                    answers.entry(backend).or_insert(*seen);
+    let mut open: Vec<(usize, &Attempt, BTreeSet<usize>)> = Vec::new();
+    for (position, attempt) in attempts.iter().enumerate() {
+        open.extend(should(position, attempt).map(|should| (position, attempt, should)));
+    }
+    for round in 0..MOST_ROUNDS {
+        let mut probes = Probes::default();
+        for (position, attempt, _) in &open {
+            let probe = probe(network, attempt)?;
+            let tries = match attempt.backends.len() {
+                1 => 1,
+                several if round == 0 => 2 * several,
+                several => several,
+            };
+            (0..tries).for_each(|_| probes.push(*position, probe));
+        }
+        let mut failed = None;
+        probes
+            .run(network, timeouts, |position, _, outcome, done, of| {
+                progress(done, of);
+                let (Some(attempt), Some(answers)) = (attempts.get(position), answers.get_mut(position)) else {
+                    return;
+                };
+                let by = attempt.backends.iter().position(|backend| answered_for(matrix, backend, &outcome));
+                match (&outcome, by) {
+                    (ProbeOutcome::Refused(_) | ProbeOutcome::TimedOut, _) => {}
+                    (ProbeOutcome::Answered { seen, .. }, Some(backend)) => {
+                        answers.entry(backend).or_insert(*seen);
+                    }
+                    _ => {
+                        failed.get_or_insert_with(|| RunError::Probe {
+                            from: client(matrix, attempt),
+                            to: attempt.via.clone().unwrap_or_else(|| attempt.dial.to_string()),
+                            protocol: attempt.protocol,
+                            port: attempt.dial.port(),
+                            reason: describe(&outcome),
+                        });
+                    }
                 }
-                _ => {
-                    failed.get_or_insert_with(|| RunError::Probe {
-                        from: client(matrix, attempt),
-                        to: attempt.via.clone().unwrap_or_else(|| attempt.dial.to_string()),
-                        protocol: attempt.protocol,
-                        port: attempt.dial.port(),
-                        reason: describe(&outcome),
-                    });
-                }
-            }
-        })
-        .await;
-    failed.map_or(Ok(answers), Err)
+            })
+            .await;
+        failed.map_or(Ok(()), Err)?;
+        let missing = |position: usize, should: &BTreeSet<usize>| {
+            answers.get(position).is_some_and(|answers| should.iter().any(|backend| !answers.contains_key(backend)))
+        };
+        open.retain(|(position, attempt, should)| attempt.backends.len() > 1 && missing(*position, should));
+        if open.is_empty() {
+            break;
+        }
+    }
+    Ok(answers)
+}
+
+fn probe(network: &Network, attempt: &Attempt) -> Result<Probe, RunError> {
+    let from = match &attempt.from {
+        Client::End(end) => Origin::Endpoint(EndpointIndex(*end)),
+        Client::Node(name) => Origin::Node(known_node(network, name)?),
+    };
+    Ok(Probe {
+        from,
+        source: Some(attempt.source),
+        destination: attempt.dial.ip(),
+        protocol: attempt.protocol,
+        port: attempt.dial.port(),
+    })
 }
 
 fn answered_for(matrix: &Matrix, backend: &Backend, outcome: &ProbeOutcome) -> bool {
@@ -89,24 +114,25 @@ fn client(matrix: &Matrix, attempt: &Attempt) -> String {
     }
 }
 
-/// Puts together what policies say (`oracle`), what passed under them (`policed`), and what passed without any (`free`).
+/// The trips of each attempt, one for each backend: what policies say of them (`oracle`), and what passed without any policy
+/// (`free`). What passes under the policies is filled in later, but for connections of the matrix, which has measured them.
 pub(crate) fn trips(
     attempts: &[Attempt],
     matrix: &Matrix,
     network: &Network,
     oracle: &State,
-    policed: &[Answers],
     free: &[Answers],
-) -> Result<Vec<Trip>, RunError> {
-    let mut trips = Vec::new();
-    for ((attempt, policed), free) in attempts.iter().zip(policed).zip(free) {
-        let of_cell = attempt.cell.and_then(|(cell, path)| matrix.cells.get(cell)?.paths.get(path)?.measured);
+) -> Result<Vec<Vec<Trip>>, RunError> {
+    let mut all = Vec::with_capacity(attempts.len());
+    for (attempt, free) in attempts.iter().zip(free) {
+        let path = attempt.cell.and_then(|(cell, path)| matrix.cells.get(cell)?.paths.get(path));
+        let mut trips = Vec::with_capacity(attempt.backends.len());
         for (position, backend) in attempt.backends.iter().enumerate() {
             let answer = free.get(&position);
-            let seen = answer
-                .map(|seen| source_at_destination(matrix, network, attempt.protocol, backend, *seen))
-                .transpose()?;
-            let seen = seen.flatten();
+            let seen = match answer {
+                Some(seen) => source_at_destination(matrix, network, attempt.protocol, backend, *seen)?,
+                None => None,
+            };
             let flow = attempt.flow(backend);
             let verdict = ringfence_oracle::judge(oracle, &flow);
             let at_destination = Flow { source: seen.unwrap_or(flow.source), ..flow };
@@ -123,11 +149,12 @@ pub(crate) fn trips(
                 carried: answer.is_some(),
                 intended: verdict.egress.allowed && verdict.ingress.allowed,
                 expected: verdict.egress.allowed && admitted,
-                measured: of_cell.unwrap_or_else(|| policed.contains_key(&position)),
+                measured: path.and_then(|path| path.measured).unwrap_or_default(),
             });
         }
+        all.push(trips);
     }
-    Ok(trips)
+    Ok(all)
 }
 
 /// The source as the rules of the destination's node see it, where there are any.

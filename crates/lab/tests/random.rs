@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         let trial = Trial::test("enter", move || Err(error.into()));
         return libtest_mimic::run(&arguments, vec![trial]).exit_code();
     }
-    let cases = std::env::var("RINGFENCE_PACKET_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(4);
+    let cases = std::env::var("RINGFENCE_PACKET_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(12);
     let mut trials = Vec::new();
     for seed in 0..cases {
         trials.push(Trial::test(format!("nftables {seed}"), move || {

@@ -71,7 +71,13 @@ fn main() -> ExitCode {
             })?;
             same(
                 &last,
-                &vec![(Stage::Building, 2, 2), (Stage::Checking, 4, 4), (Stage::Probing, 4, 4), (Stage::Tracing, 8, 8)],
+                &vec![
+                    (Stage::Building, 2, 2),
+                    (Stage::Checking, 4, 4),
+                    (Stage::Probing, 4, 4),
+                    (Stage::Tracing, 8, 8),
+                    (Stage::Paths, 4, 4),
+                ],
             )
         }),
     ];

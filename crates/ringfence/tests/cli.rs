@@ -350,7 +350,7 @@ fn options_of_the_other_backend_are_refused() {
     let output = ringfence(&["render", &example, "--mark", "0x4"]);
     assert_eq!(code(&output), 2);
     assert!(errors(&output).contains("--mark is an option of --backend iptables"), "{}", errors(&output));
-    assert_eq!(code(&ringfence(&["render", &example, "--backend", "iptables", "--mark", "0x3"])), 2);
+    assert_eq!(code(&ringfence(&["render", &example, "--backend", "iptables", "--mark", "0x4000"])), 2);
     let output = ringfence(&["render", &example, "--backend", "iptables", "--mark", "0x4", "--deny-action", "drop"]);
     assert_eq!(code(&output), 0, "{}", errors(&output));
     let text = String::from_utf8(output.stdout).unwrap();

@@ -74,7 +74,7 @@ pub fn json(matrix: &Matrix) -> Result<String, serde_json::Error> {
 /// As [`json`].
 pub fn json_with_paths(matrix: &Matrix, trips: &[Trip]) -> Result<String, serde_json::Error> {
     let paths = trips.iter().map(|trip| Path {
-        path: trip.kind.name(),
+        path: trip.kind.id(),
         from: &trip.from,
         to: &trip.to,
         through: trip.via.as_deref(),

@@ -21,10 +21,11 @@ pub const LEGEND: &str =
 /// Whether what was measured is what was expected: one sentence, then a line for each path that differs.
 pub fn comparison(matrix: &Matrix) -> String {
     let mut differing = String::new();
-    let (mut probes, mut differences) = (0, 0);
+    let (mut probes, mut differences, mut replaced) = (0, 0, 0);
     for cell in &matrix.cells {
         for path in &cell.paths {
             probes += usize::from(path.measured.is_some());
+            replaced += usize::from(path.as_seen.is_some_and(|as_seen| as_seen != path.allowed()));
             if path.differs() {
                 differences += 1;
                 let label = |end: usize| matrix.ends.get(end).map_or("?", |end| end.label.as_str());
@@ -42,6 +43,11 @@ pub fn comparison(matrix: &Matrix) -> String {
                 ));
             }
         }
+    }
+    if differences == 0 && replaced > 0 {
+        return format!(
+            "{probes} connections tried, {replaced} not as expected because the network replaces the source (see the paths).\n"
+        );
     }
     if differences == 0 {
         return format!("The two agree: {probes} connections tried, {probes} as expected.\n");

@@ -48,7 +48,7 @@ pub fn paths(trips: &[Trip]) -> String {
         format!("{} is seen as {seen}: {} instead of {}", trip.source, word(trip.expected), word(trip.intended))
     });
     if !lost.is_empty() {
-        text.push_str("`ringfence doctor` on a node names what replaces sources there.\n");
+        text.push_str("`ringfence doctor --pod-cidr CIDR` on a node names what replaces sources there.\n");
     }
     text
 }

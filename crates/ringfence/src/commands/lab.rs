@@ -1,14 +1,16 @@
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _};
 use std::process::{Command, ExitCode};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use ringfence_analyze::paths::Trip;
+use ringfence_analyze::ends;
+use ringfence_analyze::paths::{Frontend, Trip, frontends};
 use ringfence_analyze::render::{self, TableStyle, View};
 use ringfence_dataplane::NftBackend;
 use ringfence_dataplane::iptables::IptablesBackend;
 use ringfence_lab::exec;
 use ringfence_lab::{Experiment, Finished, Isolation, Stage, Tables, Timeouts};
-use ringfence_model::Object;
+use ringfence_model::{ExternalHost, Object};
 
 use super::exit_code;
 use crate::args::{BackendName, Filter, Input, LabFormat, Network, VariantName, When};
@@ -40,6 +42,9 @@ pub(super) fn run(
         messages.warning("Services are left out: the lab plays them with iptables, which is not installed");
         objects.retain(|object| !matches!(object, Object::Service(_)));
     }
+    for service in unserved(&objects, &externals) {
+        messages.note(&format!("Service {service} leads to no pod of the input"));
+    }
     let experiment = Experiment { objects, externals, topology, service_tables, timeouts: Timeouts::default() };
     // From here on this process is the lab. It has started no thread yet, which the kernel insists on.
     ringfence_lab::enter(Isolation::Auto).map_err(ringfence_lab::RunError::from)?;
@@ -65,6 +70,18 @@ pub(super) fn run(
         wait(&finished, messages)?;
     }
     Ok(exit_code(has_errors || differ))
+}
+
+/// The ports of Services behind which nobody is.
+fn unserved(objects: &[Object], externals: &[ExternalHost]) -> BTreeSet<String> {
+    let frontends = frontends(objects, &ends(objects, externals));
+    let port = |frontend: &Frontend<'_>| {
+        let Frontend { service, port, .. } = frontend;
+        format!("{}/{} {}/{}", service.namespace, service.name, port.protocol, port.port)
+    };
+    let served: BTreeSet<String> =
+        frontends.iter().filter(|(_, f)| !f.backends.is_empty()).map(|(_, f)| port(f)).collect();
+    frontends.iter().map(|(_, frontend)| port(frontend)).filter(|port| !served.contains(port)).collect()
 }
 
 fn shown(finished: &Finished, report: &Report) -> Result<String, Failure> {
@@ -152,6 +169,7 @@ impl Bar {
                 Stage::Checking => "asking listeners",
                 Stage::Probing => "probing",
                 Stage::Tracing => "tracing paths",
+                Stage::Paths => "probing paths",
             });
         }
     }
