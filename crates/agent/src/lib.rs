@@ -1,7 +1,14 @@
 //! The agent of one node: takes changes of the cluster, keeps the node's packet filter true to them.
 //!
-//! This is the loop without its sources and without a clock: the caller says what changed and when to synchronise. The
-//! lab drives it with manifests.
+//! [`Agent`] has no source and no clock: the caller says what changed and when to synchronise. The lab drives it with
+//! manifests. [`run::run`] is the loop around it on a real node: a source ([`directory`]) reports events, the loop batches
+//! them, retries, looks for what others change, and tells how it is ([`health`]).
+
+pub mod directory;
+pub mod health;
+pub mod run;
+pub mod source;
+mod window;
 
 use std::sync::Arc;
 
@@ -64,6 +71,11 @@ impl<B: Backend> Agent<B> {
         &self.node
     }
 
+    /// Whether the cluster has its node, or pods on it. Without, nothing is isolated here.
+    pub fn knows_its_node(&self) -> bool {
+        self.cluster.node_names().contains(&self.node)
+    }
+
     /// Takes note of a change. The kernel hears of it with the next [`Agent::sync`].
     ///
     /// # Errors
@@ -103,6 +115,11 @@ impl<B: Backend> Agent<B> {
     /// What the backend reports. The next [`Agent::sync`] writes everything.
     pub fn repair(&mut self) -> Result<bool, ApplyError> {
         self.reconciler.repair()
+    }
+
+    /// How many pods the cluster has, as far as is known.
+    pub fn pods(&self) -> usize {
+        self.cluster.pod_counts().0
     }
 
     /// The program last compiled.

@@ -1,5 +1,6 @@
 //! The command line. Words and exit codes are a contract: scripts depend on them.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -56,9 +57,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         filter: Filter,
     },
+    /// Enforce the policies on this node, as they change, until told to terminate.
+    Agent(AgentOptions),
     /// Say what on this host would make policies fail: settings, masquerading, rules of others.
     ///
-    /// Looks and changes nothing. Exit code 1 if something is wrong.
+    /// Looks and changes nothing. Exit code 1 if there is a problem.
     Doctor {
         /// Where pods have their addresses. Without it, guessed from the rules on the host.
         #[arg(long, value_name = "CIDR")]
@@ -77,7 +80,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LabCommand {
-    /// Build, enforce, probe all pairs, compare with the specification; exit 1 if any cell differs.
+    /// Build, enforce, probe all pairs and paths, compare with the specification; exit 1 if any connection differs.
     ///
     /// Needs no root and no Kubernetes: everything lives in namespaces of this process and is gone when it ends.
     Run {
@@ -94,9 +97,9 @@ pub(crate) enum LabCommand {
         #[arg(long)]
         keep: bool,
     },
-    /// Run a command inside a pod of a lab that runs with --keep.
+    /// Run a command inside a pod or node of a lab that runs with --keep.
     Exec {
-        /// The pod as namespace/name, an external host by its address, or `node`.
+        /// A pod as namespace/name, an external host by its address, a node by its name, or `node` for the first.
         end: String,
         /// The lab, by its process id. Can be left out when only one runs.
         #[arg(long)]
@@ -105,6 +108,86 @@ pub(crate) enum LabCommand {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+}
+
+/// How the agent of a node runs.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AgentOptions {
+    /// Where the state of the cluster comes from: dir:PATH is a folder of manifests, which is followed. Pods need
+    /// spec.nodeName and status.podIPs. Put files in place by renaming them.
+    #[arg(long, value_name = "dir:PATH")]
+    pub(crate) source: SourceName,
+    /// The node, as in spec.nodeName of its pods.
+    #[arg(long, env = "NODE_NAME")]
+    pub(crate) node: String,
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+    /// Where to answer /livez and /readyz.
+    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:9440")]
+    pub(crate) health_listen: Listen,
+    /// Where to answer /metrics.
+    #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:9441")]
+    pub(crate) metrics_listen: Listen,
+    /// What becomes of the policies when the agent is told to terminate.
+    #[arg(long, value_enum, default_value_t = OnExitName::Keep)]
+    pub(crate) on_exit: OnExitName,
+    /// How often to look for changes that others have made to ringfence's rules (backend iptables), and to mend them.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86400))]
+    pub(crate) resync: u32,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// The value of `--source`.
+#[derive(Clone, Debug)]
+pub(crate) enum SourceName {
+    Directory(PathBuf),
+}
+
+impl std::str::FromStr for SourceName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<SourceName, Self::Err> {
+        match text.split_once(':') {
+            Some(("dir", path)) if !path.is_empty() => Ok(SourceName::Directory(path.into())),
+            _ => Err("not a source; there is dir:PATH"),
+        }
+    }
+}
+
+/// The value of `--health-listen` and `--metrics-listen`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Listen {
+    Off,
+    At(SocketAddr),
+}
+
+impl std::str::FromStr for Listen {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Listen, Self::Err> {
+        match text {
+            "off" => Ok(Listen::Off),
+            address => address.parse().map(Listen::At).map_err(|_| "neither an address with a port nor off"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnExitName {
+    /// They stay in force.
+    Keep,
+    /// They are removed.
+    Cleanup,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs, an object a line.
+    Json,
 }
 
 /// Where the cluster comes from.
@@ -131,7 +214,7 @@ pub(crate) struct Filter {
     /// Which iptables to write to (backend iptables).
     #[arg(long, value_enum, value_name = "VARIANT", default_value_t = VariantName::Auto)]
     pub(crate) iptables: VariantName,
-    /// The bit of the packet mark that the rules use, such as 0x2000 (backend iptables).
+    /// The bit of the packet mark that the rules use, such as 0x1000 (backend iptables).
     #[arg(long)]
     pub(crate) mark: Option<Mark>,
     /// Enforce policies only towards peers in this range; repeat it for several. Default: everywhere (backend iptables).
@@ -146,7 +229,7 @@ pub(crate) struct Network {
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub(crate) nodes: Option<u8>,
     /// How packets between pods travel: routed, bridge (one on each node), vxlan (bridges and an overlay between nodes), or a
-    /// file with a Topology.
+    /// file with a Topology, to be read with the input.
     #[arg(long, value_name = "routed|bridge|vxlan|FILE")]
     pub(crate) topology: Option<TopologyName>,
     /// Which packets of pods leave their node under the node's address.

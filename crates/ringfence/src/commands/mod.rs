@@ -1,5 +1,6 @@
 //! One module a command: read, ask the library, print.
 
+mod agent;
 mod cleanup;
 mod doctor;
 mod lab;
@@ -25,6 +26,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         ),
         Command::Lab(LabCommand::Exec { end, lab, command }) => lab::exec(end, *lab, command),
         Command::Render { input, node, filter } => render::run(input, node.as_deref(), filter, &messages),
+        Command::Agent(options) => agent::run(options),
         Command::Doctor { pod_cidr, output } => doctor::run(pod_cidr, *output),
         Command::Cleanup { backend } => cleanup::run(*backend),
     }

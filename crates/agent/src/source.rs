@@ -1,0 +1,57 @@
+//! What the agent hears from a source of cluster state.
+
+use std::io;
+use std::path::PathBuf;
+
+use ringfence_k8s::Diagnostic;
+
+use crate::Change;
+
+/// How many events may wait. A source that is faster waits for the loop.
+pub const CAPACITY: usize = 64;
+
+/// What a source reports.
+#[derive(Debug)]
+pub enum Event {
+    /// The cluster, or what there is to say about it, is different now. Also the sign that a failure is over.
+    Update(Update),
+    /// The source cannot tell what the cluster looks like. The last state stays valid, and the source tries again.
+    Failed(SourceError),
+}
+
+/// From one complete state to the next.
+#[derive(Debug, Default)]
+pub struct Update {
+    /// What differs. It belongs together: the state in between existed nowhere, and must not be enforced.
+    pub changes: Vec<Change>,
+    /// All there is to say about the new state, repetitions included.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Why a source does not know the state of the cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// A file or folder.
+    #[error("cannot read {}: {source}", path.display())]
+    Unreadable {
+        /// Which one.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file, or nothing that has files in it, where a folder was expected.
+    #[error("{} is not a folder", .0.display())]
+    NotAFolder(PathBuf),
+    /// A folder without a manifest. A cluster without objects is a file that says so, not a volume that is not mounted yet.
+    #[error("no .yaml, .yml or .json file in {}", .0.display())]
+    NoManifests(PathBuf),
+    /// A file of no bytes: most likely it is about to be written.
+    #[error("{} is empty: write to another name and rename", .0.display())]
+    Empty(PathBuf),
+    /// Files kept changing while they were read.
+    #[error("the files below {} do not stop changing", .0.display())]
+    Unsettled(PathBuf),
+    /// A document that cannot be read: what it says is unknown.
+    #[error("{0}")]
+    Fatal(Box<Diagnostic>),
+}

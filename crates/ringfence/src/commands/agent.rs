@@ -1,0 +1,99 @@
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringfence_agent::Agent;
+use ringfence_agent::directory::Directory;
+use ringfence_agent::health::{self, Pages, Status};
+use ringfence_agent::run::{self, Numbered, OnExit, RunError, Settings, explained};
+use ringfence_agent::source::{CAPACITY, SourceError};
+use ringfence_dataplane::{ApplyError, Backend, IptablesBackend, NftBackend};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::{AgentOptions, BackendName, Listen, LogFormat, OnExitName, SourceName};
+use crate::output::Failure;
+
+/// Why the agent did not start or has ended. Said in the log, where everything else about the agent is.
+#[derive(Debug, thiserror::Error)]
+enum AgentError {
+    #[error("--source: {0}")]
+    Source(#[from] SourceError),
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("cannot open the packet filter: {}", explained(.0))]
+    Backend(ApplyError),
+    #[error("cannot start: {0}")]
+    Start(#[from] io::Error),
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+pub(super) fn run(options: &AgentOptions) -> Result<ExitCode, Failure> {
+    options.filter.check()?;
+    log_to_standard_error(options.log_format);
+    let ended = match options.filter.backend {
+        BackendName::Nftables => run_with(options, || NftBackend::new(options.filter.nft())),
+        BackendName::Iptables => run_with(options, || IptablesBackend::open(options.filter.iptables())),
+    };
+    match ended {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            tracing::error!("{error}");
+            Ok(ExitCode::from(2))
+        }
+    }
+}
+
+fn run_with<B: Backend<Demand: Numbered>>(
+    options: &AgentOptions,
+    backend: impl FnOnce() -> Result<B, ApplyError>,
+) -> Result<(), AgentError> {
+    // All that can be wrong with the arguments is said before anything is changed.
+    let SourceName::Directory(path) = &options.source;
+    let source = Directory::open(path)?;
+    let mut listeners = Vec::new();
+    for (listen, pages) in [(options.health_listen, Pages::Health), (options.metrics_listen, Pages::Metrics)] {
+        if let Listen::At(address) = listen {
+            let listener = TcpListener::bind(address).map_err(|source| AgentError::Listen { address, source })?;
+            listeners.push((listener, pages));
+        }
+    }
+    let backend = backend().map_err(AgentError::Backend)?;
+    let settings = Settings {
+        resync: Duration::from_secs(options.resync.into()),
+        on_exit: match options.on_exit {
+            OnExitName::Keep => OnExit::Keep,
+            OnExitName::Cleanup => OnExit::Cleanup,
+        },
+    };
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let stop = async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        let status = Arc::new(Status::default());
+        health::serve(listeners, &status)?;
+        let (sender, events) = tokio::sync::mpsc::channel(CAPACITY);
+        source.follow(sender)?;
+        tracing::info!(node = options.node, source = %path.display(), backend = backend.name(), "started");
+        let agent = Agent::new(options.node.as_str().into(), backend);
+        run::run(agent, events, stop, settings, &status).await?;
+        Ok(())
+    })
+}
+
+fn log_to_standard_error(format: LogFormat) {
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false);
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
