@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use ringfence_compile::acl::{Acl, AclNamespace, AclPolicy, AclRule, SetRole};
-use ringfence_model::{Direction, Family};
+use ringfence_compile::ProtocolRange;
+use ringfence_compile::acl::{Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, SetRole};
+use ringfence_model::{Direction, Family, PortRange};
 
 use super::diff::AclDiff;
 use super::layout::{Chain, Layout, Set};
@@ -270,12 +271,31 @@ fn common_namespace(old: &AclNamespace, new: &AclNamespace) -> AclNamespace {
         }
         let same_pods = old.selected == new.selected;
         let rules = old.rules.iter().zip(&new.rules).map(|(old, new)| {
-            let entries = new.entries.iter().filter(|entry| same_pods && old.entries.contains(entry));
-            AclRule { entries: entries.copied().collect() }
+            let pairs = old.entries.iter().flat_map(|old| new.entries.iter().map(move |new| (old, new)));
+            let entries: BTreeSet<AclEntry> =
+                pairs.filter(|_| same_pods).filter_map(|(a, b)| overlap(*a, *b)).collect();
+            AclRule { entries: entries.into_iter().collect() }
         });
         Some(Arc::new(AclPolicy { name: new.name.clone(), selected: new.selected, rules: rules.collect() }))
     });
     AclNamespace { isolated: new.isolated, policies: policies.collect() }
+}
+
+/// What two entries both admit, as far as one entry can say it.
+fn overlap(a: AclEntry, b: AclEntry) -> Option<AclEntry> {
+    let peers = match (a.peers, b.peers) {
+        (AclPeers::Anyone, peers) | (peers, AclPeers::Anyone) => peers,
+        (one, other) => (one == other).then_some(one)?,
+    };
+    let ports = match (a.ports, b.ports) {
+        (AclPorts::Any, ports) | (ports, AclPorts::Any) => ports,
+        (AclPorts::Range(a), AclPorts::Range(b)) if a.protocol == b.protocol => {
+            let ports = PortRange { first: a.ports.first.max(b.ports.first), last: a.ports.last.min(b.ports.last) };
+            (ports.first <= ports.last).then_some(AclPorts::Range(ProtocolRange { ports, ..a }))?
+        }
+        (one, other) => (one == other).then_some(one)?,
+    };
+    Some(AclEntry { peers, ports })
 }
 
 /// Changes of sets that both lists have.
