@@ -10,13 +10,13 @@ PACKET_CASES ?= 50
 .PHONY: help setup build demo test test-packets bench fuzz fuzz-smoke deny lint clean
 
 help:
-	@echo 'make demo        build, then run examples/three-layers with real packets in network namespaces'
-	@echo 'make test        set up, then run all tests (packet tests run in user namespaces)'
+	@echo 'make demo          build, then run examples/three-layers with real packets in network namespaces'
+	@echo 'make test          set up, then run all tests (packet tests run in user namespaces)'
 	@echo 'make test-packets  every example, trap and many random clusters, with every packet filter in every network'
-	@echo 'make bench       what filtering costs and how fast it is programmed, measured on this machine'
-	@echo 'make lint        format check, clippy and docs with warnings denied'
-	@echo 'make fuzz        fuzz the parser and the compiler until stopped (FUZZ_SECONDS=n for n seconds each)'
-	@echo 'make deny        licences, bans and sources of all dependencies'
+	@echo 'make bench         what filtering costs and how fast it is programmed, measured on this machine'
+	@echo 'make lint          format check, clippy and docs with warnings denied'
+	@echo 'make fuzz          fuzz the parser and the compiler until stopped (FUZZ_SECONDS=n for n seconds each)'
+	@echo 'make deny          licences, bans and sources of all dependencies'
 
 # With nftables the binary needs no tool at run time. The tests ask the nft command to read back what was written; the
 # iptables backend, and Services in the lab, use iptables and ipset.
