@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use ringfence_compile::{Cluster, Compiler, Touched, UnsupportedTier};
 use ringfence_dataplane::{ApplyError, Backend, Demand, Outcome, Reconciler};
-use ringfence_model::{Object, ObjectKey};
+use ringfence_model::{Object, ObjectKey, ObjectKind};
 
 /// One change of the cluster, as a source reports it.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ use ringfence_model::{Object, ObjectKey};
 pub enum Change {
     /// The complete state; what is not in it is gone.
     Reset(Vec<Object>),
+    /// All objects of one kind; those that are not in it are gone.
+    Relist(ObjectKind, Vec<Object>),
     /// An object is new or has changed.
     Apply(Object),
     /// An object is gone.
@@ -79,13 +81,14 @@ impl<B: Backend> Agent<B> {
     /// Takes note of a change. The kernel hears of it with the next [`Agent::sync`].
     ///
     /// # Errors
-    /// A policy of a tier that is not supported; the state is as before.
+    /// A policy of a tier that is not supported. It is left out; a reset leaves the state as before.
     pub fn change(&mut self, change: Change) -> Result<(), UnsupportedTier> {
         match change {
             Change::Reset(objects) => {
                 self.cluster.reset(objects, &mut self.touched)?;
                 self.ready = true;
             }
+            Change::Relist(kind, objects) => self.cluster.relist(kind, objects, &mut self.touched)?,
             Change::Apply(object) => self.cluster.apply(object, &mut self.touched)?,
             Change::Delete(key) => self.cluster.delete(&key, &mut self.touched),
         }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ringfence_model::{Labels, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Policy, PolicyId, Tier};
+use ringfence_model::{
+    Labels, Namespace, Node, Object, ObjectKey, ObjectKind, Phase, Pod, PodId, Policy, PolicyId, Tier,
+};
 
 use crate::pod_class::{PodClass, PodClassId, PodClasses};
 
@@ -84,13 +86,19 @@ impl Cluster {
         match object {
             Object::Namespace(namespace) => self.apply_namespace(namespace, touched),
             Object::Node(node) => {
-                touched.nodes.insert(node.name.clone());
-                self.nodes.insert(node.name.clone(), node);
+                if self.nodes.get(&node.name) != Some(&node) {
+                    touched.nodes.insert(node.name.clone());
+                    self.nodes.insert(node.name.clone(), node);
+                }
             }
             Object::Pod(pod) => self.apply_pod(pod, touched),
             Object::Policy(policy) => {
                 if policy.id.tier != Tier::Namespace {
                     return Err(UnsupportedTier(policy.id));
+                }
+                let known = self.policies.get(&policy.id.namespace).and_then(|known| known.get(&policy.id));
+                if known.is_some_and(|known| **known == policy) {
+                    return Ok(());
                 }
                 self.classes.mention(&policy, self.pods.values_mut().map(|entry| (&entry.pod, &mut entry.class)));
                 touched.policies.insert(policy.id.namespace.clone());
@@ -151,6 +159,44 @@ impl Cluster {
         Ok(())
     }
 
+    /// Replaces all objects of one kind, as after a new list of that kind. Only what differs counts as touched.
+    ///
+    /// # Errors
+    /// As [`Cluster::apply`]; all objects that could be applied are.
+    pub fn relist(
+        &mut self,
+        kind: ObjectKind,
+        objects: impl IntoIterator<Item = Object>,
+        touched: &mut Touched,
+    ) -> Result<(), UnsupportedTier> {
+        let mut gone = self.keys(kind);
+        let mut refused = None;
+        for object in objects {
+            gone.remove(&object.key());
+            if let Err(error) = self.apply(object, touched) {
+                refused.get_or_insert(error);
+            }
+        }
+        for key in gone {
+            self.delete(&key, touched);
+        }
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// The objects of a kind. Services are not kept.
+    fn keys(&self, kind: ObjectKind) -> BTreeSet<ObjectKey> {
+        match kind {
+            ObjectKind::Namespace => self.namespaces.keys().cloned().map(ObjectKey::Namespace).collect(),
+            ObjectKind::Node => self.nodes.keys().cloned().map(ObjectKey::Node).collect(),
+            ObjectKind::Pod => self.pods.keys().cloned().map(ObjectKey::Pod).collect(),
+            ObjectKind::Policy(tier) => {
+                let all = self.policies.values().flat_map(BTreeMap::keys).filter(|id| id.tier == tier);
+                all.cloned().map(ObjectKey::Policy).collect()
+            }
+            ObjectKind::Service => BTreeSet::new(),
+        }
+    }
+
     /// The names of the nodes that exist or that pods run on.
     pub fn node_names(&self) -> BTreeSet<Arc<str>> {
         self.nodes.keys().chain(self.by_node.keys()).cloned().collect()
@@ -170,12 +216,9 @@ impl Cluster {
         self.policies.get(namespace).into_iter().flat_map(BTreeMap::values)
     }
 
-    /// The labels of a namespace; one that is not in the state has the label every namespace has.
-    pub(crate) fn namespace_labels(&self, name: &Arc<str>) -> Labels {
-        match self.namespaces.get(name) {
-            Some(labels) => labels.clone(),
-            None => Labels::from([("kubernetes.io/metadata.name".into(), name.clone())]),
-        }
+    /// The labels of a namespace, if it is in the state. A source may report a pod before its namespace.
+    pub(crate) fn namespace_labels(&self, name: &str) -> Option<&Labels> {
+        self.namespaces.get(name)
     }
 
     /// The pods of a node that policies can select, each with the addresses it owns.
@@ -208,11 +251,10 @@ impl Cluster {
     }
 
     fn apply_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
-        let before = self.namespace_labels(&namespace.name);
-        if before != namespace.labels {
+        if self.namespaces.get(&namespace.name) != Some(&namespace.labels) {
             touched.namespaces.insert(namespace.name.clone());
+            self.namespaces.insert(namespace.name, namespace.labels);
         }
-        self.namespaces.insert(namespace.name, namespace.labels);
     }
 
     fn apply_pod(&mut self, pod: Pod, touched: &mut Touched) {

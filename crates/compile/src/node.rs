@@ -210,7 +210,7 @@ impl SideCompiler {
         let namespace = &class.traits.namespace;
         let reaching = self.reaching.entry(namespace.clone()).or_insert_with(|| {
             let labels = cluster.namespace_labels(namespace);
-            let reaching = self.opened_by.iter().enumerate().filter(|(_, o)| o.term.reaches(namespace, &labels));
+            let reaching = self.opened_by.iter().enumerate().filter(|(_, o)| o.term.reaches(namespace, labels));
             reaching.map(|(position, _)| position).collect()
         });
         let (mut v4, mut v6) = (BTreeSet::new(), BTreeSet::new());

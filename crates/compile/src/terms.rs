@@ -33,6 +33,9 @@ pub(crate) struct PodTerm {
     pub(crate) serving: Option<(Protocol, Arc<str>, u16)>,
 }
 
+/// The label that every namespace has: its name.
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
 /// A choice of namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Namespaces {
@@ -55,11 +58,16 @@ impl PodTerm {
         PodTerm { namespaces: Namespaces::Matching(Matcher::default()), pods: Matcher::default(), serving: None }
     }
 
-    /// Whether pods of a namespace can match at all.
-    pub(crate) fn reaches(&self, namespace: &Arc<str>, labels: &Labels) -> bool {
-        match &self.namespaces {
-            Namespaces::One(name) => name == namespace,
-            Namespaces::Matching(matcher) => matcher.matches(labels),
+    /// Whether pods of a namespace can match at all. While its labels are not known, only its name is, and no other
+    /// requirement is taken for fulfilled, not even one that a label is absent.
+    pub(crate) fn reaches(&self, namespace: &Arc<str>, labels: Option<&Labels>) -> bool {
+        match (&self.namespaces, labels) {
+            (Namespaces::One(name), _) => name == namespace,
+            (Namespaces::Matching(matcher), Some(labels)) => matcher.matches(labels),
+            (Namespaces::Matching(matcher), None) => {
+                let name = Labels::from([(NAME_LABEL.into(), namespace.clone())]);
+                matcher.keys().all(|key| **key == *NAME_LABEL) && matcher.matches(&name)
+            }
         }
     }
 

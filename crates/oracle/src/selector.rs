@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use ringfence_model::{Labels, Operator, Requirement, Selector};
 
 /// Every entry of `matchLabels` and of `matchExpressions` must hold; a selector without entries matches everything.
@@ -14,6 +16,23 @@ pub(crate) fn matches(selector: &Selector, labels: &Labels) -> bool {
         }
     }
     true
+}
+
+/// Whether a namespace matches of which only the name is known. What asks for another label than that of the name may hold
+/// or not, so it does not.
+pub(crate) fn matches_by_name(selector: &Selector, name: &Arc<str>) -> bool {
+    const NAME: &str = "kubernetes.io/metadata.name";
+    for key in selector.match_labels.keys() {
+        if &**key != NAME {
+            return false;
+        }
+    }
+    for requirement in &selector.match_expressions {
+        if &*requirement.key != NAME {
+            return false;
+        }
+    }
+    matches(selector, &Labels::from([(NAME.into(), name.clone())]))
 }
 
 /// `NotIn` and `DoesNotExist` hold when the key is absent.

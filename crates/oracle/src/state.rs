@@ -61,14 +61,14 @@ impl State {
         owner
     }
 
-    /// The labels of a namespace; one that is not in the state has the label every namespace has.
-    pub(crate) fn namespace_labels(&self, name: &str) -> Labels {
+    /// The labels of a namespace, if it is in the state.
+    pub(crate) fn namespace_labels(&self, name: &str) -> Option<&Labels> {
         for namespace in &self.namespaces {
             if &*namespace.name == name {
-                return namespace.labels.clone();
+                return Some(&namespace.labels);
             }
         }
-        Labels::from([("kubernetes.io/metadata.name".into(), name.into())])
+        None
     }
 
     /// Whether an address is one of the pod's own node.

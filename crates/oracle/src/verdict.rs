@@ -4,7 +4,7 @@ use ringfence_model::{
     Direction, Flow, IpBlock, NamespaceScope, Peer, Peers, Pod, Policy, PolicyId, PortMatch, Ports, Rule, Transport,
 };
 
-use crate::selector::matches;
+use crate::selector::{matches, matches_by_name};
 use crate::state::State;
 
 /// What the policies say about a flow, direction by direction.
@@ -113,7 +113,10 @@ fn selects(state: &State, policy: &Policy, pod: &Pod) -> bool {
 fn in_scope(state: &State, policy: &Policy, scope: &NamespaceScope, pod: &Pod) -> bool {
     match scope {
         NamespaceScope::Own => policy.id.namespace == pod.namespace,
-        NamespaceScope::Matching(selector) => matches(selector, &state.namespace_labels(&pod.namespace)),
+        NamespaceScope::Matching(selector) => match state.namespace_labels(&pod.namespace) {
+            Some(labels) => matches(selector, labels),
+            None => matches_by_name(selector, &pod.namespace),
+        },
     }
 }
 

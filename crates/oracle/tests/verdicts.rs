@@ -159,3 +159,41 @@ fn reasons_name_the_policies_and_the_rules() {
     assert_eq!(verdict(&objects(), "203.0.113.1", "10.0.0.9", TCP_80).egress.reason, Reason::NotAPod);
     assert_eq!(verdict(&objects(), "203.0.113.1", "10.0.0.9", TCP_80).ingress.reason, Reason::NotIsolated);
 }
+
+/// A source may report a pod before its namespace: what its labels are is not known, and nothing is assumed.
+#[test]
+fn a_namespace_that_is_not_known_matches_by_name_only() {
+    for (selector, allowed) in [
+        ("{}", true),
+        ("{matchLabels: {kubernetes.io/metadata.name: late}}", true),
+        ("{matchLabels: {kubernetes.io/metadata.name: other}}", false),
+        ("{matchExpressions: [{key: kubernetes.io/metadata.name, operator: NotIn, values: [other]}]}", true),
+        ("{matchLabels: {team: a}}", false),
+        ("{matchExpressions: [{key: untrusted, operator: DoesNotExist}]}", false),
+        ("{matchExpressions: [{key: team, operator: NotIn, values: [b]}]}", false),
+    ] {
+        let text = format!(
+            "
+apiVersion: v1
+kind: Pod
+metadata: {{name: server}}
+spec: {{nodeName: n1, containers: [{{name: c}}]}}
+status: {{podIPs: [{{ip: 10.0.0.1}}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: client, namespace: late}}
+spec: {{nodeName: n2, containers: [{{name: c}}]}}
+status: {{podIPs: [{{ip: 10.0.0.2}}]}}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: server}}
+spec: {{podSelector: {{}}, ingress: [{{from: [{{namespaceSelector: {selector}}}]}}]}}
+"
+        );
+        let mut objects = parse(&[Source { name: "late.yaml", text: text.as_bytes() }]).objects;
+        objects.retain(|object| !matches!(object, Object::Namespace(namespace) if &*namespace.name == "late"));
+        assert_eq!(verdict(&objects, "10.0.0.2", "10.0.0.1", TCP_80).ingress.allowed, allowed, "{selector}");
+    }
+}

@@ -116,7 +116,7 @@ impl Population {
         let namespace = &class.traits.namespace;
         let reaching = self.reaching.entry(namespace.clone()).or_insert_with(|| {
             let labels = cluster.namespace_labels(namespace);
-            let reaching = self.sources.iter().enumerate().filter(|(_, s)| s.pods.reaches(namespace, &labels));
+            let reaching = self.sources.iter().enumerate().filter(|(_, s)| s.pods.reaches(namespace, labels));
             reaching.map(|(position, _)| position).collect()
         });
         let mut places = Places::new();
