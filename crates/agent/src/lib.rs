@@ -8,6 +8,7 @@ pub mod directory;
 pub mod health;
 pub mod run;
 pub mod source;
+pub mod trouble;
 mod window;
 
 use std::sync::Arc;

@@ -1,0 +1,87 @@
+use serde::{Deserialize, Serialize};
+
+/// How an agent is. The JSON of `ringfence status`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StatusReport {
+    /// The agent's version.
+    pub version: String,
+    /// The node it works for.
+    pub node: String,
+    /// The packet filter.
+    pub backend: String,
+    /// Where the state of the cluster comes from, for people.
+    pub source: String,
+    /// Seconds since it was started.
+    pub uptime_seconds: u64,
+    /// Something has been enforced since it was started.
+    pub ready: bool,
+    /// All that the source has reported is enforced.
+    pub in_sync: bool,
+    /// The source could be read last time.
+    pub source_ok: bool,
+    /// Number of the program in force; 0 before the first.
+    pub generation: u64,
+    /// How long the oldest change that is not enforced yet has been waiting, in seconds.
+    pub lag_seconds: f64,
+    /// The last time the packet filter was written to.
+    pub last_apply: Option<LastApply>,
+    /// What there is.
+    pub counts: Counts,
+    /// How often others' changes to the packet filter were mended.
+    pub drift_repairs: u64,
+    /// How often writing to the packet filter failed.
+    pub apply_errors: u64,
+    /// How often the source could not be read.
+    pub source_errors: u64,
+    /// What is wrong now, or was last, newest first.
+    pub conditions: Vec<Condition>,
+    /// What the packet filter's backend has to say: what it lacks, what could not be enforced as asked.
+    pub remarks: Vec<String>,
+}
+
+/// The last time the packet filter was written to.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastApply {
+    /// `replace` for all of it, `update` for what differed.
+    pub mode: String,
+    /// How long it took, in seconds.
+    pub duration_seconds: f64,
+    /// How long ago it was, in seconds.
+    pub age_seconds: f64,
+}
+
+/// What there is in the state that is enforced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    /// Pods of the cluster.
+    pub pods: u64,
+    /// Pods of this node that policies can select.
+    pub local_pods: u64,
+    /// Those of them that some policy isolates in some direction.
+    pub isolated_pods: u64,
+    /// Policies of the cluster.
+    pub policies: u64,
+    /// Those of them with an error, which allow nothing.
+    pub invalid_policies: u64,
+    /// Namespaces of the cluster.
+    pub namespaces: u64,
+    /// Sandboxes that the CNI plugin has announced.
+    pub sandboxes: u64,
+}
+
+/// Something that is or was wrong.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// What it is about: `source`, `packet filter`, `policy`, `drift`, ...
+    pub about: String,
+    /// What is wrong.
+    pub message: String,
+    /// Whether it still is.
+    pub now: bool,
+    /// How long ago it was noticed last, in seconds.
+    pub age_seconds: f64,
+}
