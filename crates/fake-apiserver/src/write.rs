@@ -1,0 +1,234 @@
+//! Objects written over HTTP, as far as an API server without controllers and admission goes.
+
+use serde_json::{Map, Value, json};
+
+use crate::request::{Request, Verb};
+use crate::resource::Resource;
+use crate::status::Refusal;
+use crate::store::Store;
+
+/// Answers a request that writes: the code and the text.
+///
+/// # Errors
+///
+/// The refusal to send.
+pub(crate) fn write(
+    store: &mut Store,
+    resource: &'static Resource,
+    request: &Request,
+    content_type: &str,
+    body: &[u8],
+) -> Result<(u16, String), Refusal> {
+    match request.verb {
+        Some(Verb::Create) => create(store, resource, request, object(body)?),
+        Some(Verb::Update) => update(store, resource, request, object(body)?),
+        Some(Verb::Patch) if is_merge(content_type) => {
+            let patch = serde_json::from_slice(body).map_err(|error| unreadable(&error))?;
+            let mut value = current(store, resource, request)?;
+            merge(&mut value, patch);
+            let Value::Object(value) = value else { return Err(Refusal::new(400, "not an object")) };
+            update(store, resource, request, value)
+        }
+        Some(Verb::Patch) => Err(Refusal::new(415, "the body of the request was in an unknown format")),
+        Some(Verb::Delete) => delete(store, resource, request, body),
+        _ => Err(Refusal::new(405, "the server does not allow this method on the requested resource")),
+    }
+}
+
+/// Strategic merge patches are taken for plain ones: their lists replace what there is.
+fn is_merge(content_type: &str) -> bool {
+    matches!(content_type, "application/merge-patch+json" | "application/strategic-merge-patch+json")
+}
+
+fn unreadable(error: &serde_json::Error) -> Refusal {
+    Refusal::new(400, &format!("the object provided is unrecognized: {error}"))
+}
+
+fn object(body: &[u8]) -> Result<Map<String, Value>, Refusal> {
+    serde_json::from_slice(body).map_err(|error| unreadable(&error))
+}
+
+fn current(store: &Store, resource: &'static Resource, request: &Request) -> Result<Value, Refusal> {
+    let key = resource.key(&request.namespace, &request.name);
+    let object = store.objects(resource).get(&key);
+    Ok(object.ok_or_else(|| Refusal::not_found(resource, &request.name))?.value(resource))
+}
+
+fn check_type(resource: &Resource, value: &Map<String, Value>) -> Result<(), Refusal> {
+    let (kind, api) = (value.get("kind"), value.get("apiVersion"));
+    let expected = (Some(json!(resource.kind)), Some(json!(resource.api_version())));
+    if (kind.cloned(), api.cloned()) == expected {
+        return Ok(());
+    }
+    let message = format!(
+        "{} in version {:?} cannot be handled as a {}",
+        kind.unwrap_or(&Value::Null),
+        api.and_then(Value::as_str).unwrap_or_default(),
+        resource.kind
+    );
+    Err(Refusal::new(400, &message))
+}
+
+fn create(
+    store: &mut Store,
+    resource: &'static Resource,
+    request: &Request,
+    mut value: Map<String, Value>,
+) -> Result<(u16, String), Refusal> {
+    check_type(resource, &value)?;
+    let metadata = value.get("metadata").cloned().unwrap_or_default();
+    let name = match (metadata["name"].as_str(), metadata["generateName"].as_str()) {
+        (Some(name), _) => name.to_owned(),
+        (None, Some(prefix)) => format!("{prefix}{:05}", store.version() % 100_000),
+        (None, None) => {
+            let message = format!(
+                "{} \"\" is invalid: metadata.name: Required value: name or generateName is required",
+                resource.kind
+            );
+            return Err(Refusal::new(422, &message));
+        }
+    };
+    if metadata["resourceVersion"].as_str().is_some_and(|version| !version.is_empty()) {
+        return Err(Refusal::new(400, "resourceVersion should not be set on objects to be created"));
+    }
+    check_namespace(resource, request, &metadata)?;
+    let namespaces = Resource::named("namespaces");
+    if resource.namespaced
+        && let Some(namespaces) = namespaces
+        && !store.objects(namespaces).contains_key(&request.namespace)
+    {
+        return Err(Refusal::not_found(namespaces, &request.namespace));
+    }
+    if store.objects(resource).contains_key(&resource.key(&request.namespace, &name)) {
+        return Err(Refusal::already_exists(resource, &name));
+    }
+    match resource.kind {
+        "Pod" => {
+            value.insert("status".to_owned(), json!({"phase": "Pending"}));
+        }
+        "Namespace" => {
+            value.insert("spec".to_owned(), json!({"finalizers": ["kubernetes"]}));
+            value.insert("status".to_owned(), json!({"phase": "Active"}));
+        }
+        _ => {}
+    }
+    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        for field in ["uid", "creationTimestamp", "deletionTimestamp", "generation"] {
+            metadata.remove(field);
+        }
+    }
+    let object = store.put(resource, &request.namespace, &name, value);
+    Ok((201, object.value(resource).to_string()))
+}
+
+fn check_namespace(resource: &Resource, request: &Request, metadata: &Value) -> Result<(), Refusal> {
+    match metadata["namespace"].as_str() {
+        Some(namespace) if resource.namespaced && namespace != request.namespace => {
+            let message = "the namespace of the provided object does not match the namespace sent on the request";
+            Err(Refusal::new(400, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn update(
+    store: &mut Store,
+    resource: &'static Resource,
+    request: &Request,
+    mut value: Map<String, Value>,
+) -> Result<(u16, String), Refusal> {
+    check_type(resource, &value)?;
+    let mut known = current(store, resource, request)?;
+    let metadata = value.get("metadata").cloned().unwrap_or_default();
+    check_namespace(resource, request, &metadata)?;
+    if metadata["name"].as_str() != Some(&request.name) {
+        return Err(Refusal::new(400, "the name of the object does not match the name on the URL"));
+    }
+    let version = metadata["resourceVersion"].as_str().unwrap_or_default();
+    if !version.is_empty() && known["metadata"]["resourceVersion"] != *version {
+        return Err(Refusal::conflict(resource, &request.name));
+    }
+    match (request.subresource.as_str(), resource.status) {
+        ("", true) => {
+            let status = known["status"].take();
+            if status.is_null() {
+                value.remove("status")
+            } else {
+                value.insert("status".to_owned(), status)
+            };
+        }
+        ("", false) => {}
+        ("status", true) => {
+            let status = value.remove("status").unwrap_or_default();
+            let Value::Object(mut kept) = known else { return Err(Refusal::not_found(resource, &request.name)) };
+            kept.insert("status".to_owned(), status);
+            value = kept;
+        }
+        _ => return Err(Refusal::new(404, "the server could not find the requested resource")),
+    }
+    let object = store.put(resource, &request.namespace, &request.name, value);
+    Ok((200, object.value(resource).to_string()))
+}
+
+/// A pod that runs on a node is told to end, and is gone when it is deleted once more without a period of grace, which is
+/// what its node's kubelet does. Everything else is gone at once, as if no controller had to be waited for.
+fn delete(
+    store: &mut Store,
+    resource: &'static Resource,
+    request: &Request,
+    body: &[u8],
+) -> Result<(u16, String), Refusal> {
+    let mut known = current(store, resource, request)?;
+    let options: Value =
+        if body.is_empty() { Value::Null } else { serde_json::from_slice(body).map_err(|error| unreadable(&error))? };
+    if let Some(uid) = options["preconditions"]["uid"].as_str()
+        && known["metadata"]["uid"] != *uid
+    {
+        return Err(Refusal::conflict(resource, &request.name));
+    }
+    let is_pod = resource.kind == "Pod";
+    let asked = request.query.get("gracePeriodSeconds").and_then(|text| text.parse().ok());
+    let grace = asked.or_else(|| options["gracePeriodSeconds"].as_u64());
+    let grace = grace.or_else(|| known["spec"]["terminationGracePeriodSeconds"].as_u64()).unwrap_or(30);
+    let placed = known["spec"]["nodeName"].as_str().is_some_and(|node| !node.is_empty());
+    let ended = matches!(known["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    if is_pod && placed && !ended && grace > 0 {
+        if known["metadata"]["deletionTimestamp"].is_null() {
+            known["metadata"]["deletionTimestamp"] = json!(crate::store::now());
+            known["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+        }
+        let Value::Object(value) = known else { return Err(Refusal::not_found(resource, &request.name)) };
+        let object = store.put(resource, &request.namespace, &request.name, value);
+        return Ok((200, object.value(resource).to_string()));
+    }
+    let uid = known["metadata"]["uid"].clone();
+    let last = store.remove(resource, &request.namespace, &request.name);
+    let answer = match last {
+        Some(last) if is_pod => last.value(resource),
+        _ => json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+            "details": {"name": request.name, "group": resource.group, "kind": resource.plural, "uid": uid},
+        }),
+    };
+    Ok((200, answer.to_string()))
+}
+
+/// RFC 7386.
+fn merge(value: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *value = patch;
+        return;
+    };
+    if !value.is_object() {
+        *value = json!({});
+    }
+    for (key, change) in patch {
+        if change.is_null() {
+            if let Some(value) = value.as_object_mut() {
+                value.remove(&key);
+            }
+        } else {
+            merge(&mut value[key], change);
+        }
+    }
+}
