@@ -76,6 +76,25 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = BackendName::Nftables)]
         backend: BackendName,
     },
+    /// Say which ringfence this is.
+    Version {
+        /// How to print it.
+        #[arg(short, long, value_enum, default_value_t = VersionFormat::Text)]
+        output: VersionFormat,
+    },
+    /// Print what a shell needs to complete the words of this command.
+    ///
+    /// For bash: ringfence completions bash > /usr/share/bash-completion/completions/ringfence
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write those of all commands into a folder.
+    Man {
+        /// A folder such as /usr/local/share/man/man1; made if it does not exist.
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -293,6 +312,14 @@ pub(crate) enum DoctorFormat {
     /// For people.
     Text,
     /// For programs.
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum VersionFormat {
+    /// For people.
+    Text,
+    /// For programs; the field names are stable.
     Json,
 }
 

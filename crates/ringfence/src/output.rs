@@ -46,6 +46,8 @@ pub(crate) enum Failure {
     NoSuchEnd { end: String, known: String },
     #[error("cannot write the result: {0}")]
     Write(io::Error),
+    #[error("cannot write to {}: {source}", path.display())]
+    WriteTo { path: PathBuf, source: io::Error },
     #[error("standard output was closed")]
     BrokenPipe,
 }

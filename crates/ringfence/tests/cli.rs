@@ -387,3 +387,100 @@ fn labels_that_cannot_be_read_open_nothing() {
         folder.file("ns.yaml", b"{apiVersion: v1, kind: Namespace, metadata: {name: x, labels: {a: true}}}");
     assert_eq!(code(&ringfence(&["matrix", &pods, &namespace])), 2);
 }
+
+/// Every command with its sub-commands, as the help lists them: `["lab", "run"]` and so on.
+fn all_commands() -> Vec<Vec<String>> {
+    let mut known = Vec::new();
+    let mut open = vec![Vec::<String>::new()];
+    while let Some(command) = open.pop() {
+        let arguments: Vec<&str> = command.iter().map(String::as_str).chain(["--help"]).collect();
+        let help = String::from_utf8(ringfence(&arguments).stdout).unwrap();
+        let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+        // Descriptions that need a second line are indented further.
+        let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let names = names.map(|line| line.split_whitespace().next().unwrap()).filter(|name| *name != "help");
+        open.extend(names.map(|name| [&command[..], &[name.to_owned()]].concat()));
+        known.push(command);
+    }
+    known
+}
+
+#[test]
+fn the_version_says_what_was_built() {
+    let output = ringfence(&["version", "-o", "json"]);
+    assert_eq!(code(&output), 0, "{}", errors(&output));
+    let document = json(&output);
+    assert_eq!(keys(&document), ["backends", "commit", "target", "version"]);
+    assert_eq!(document["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(document["backends"], serde_json::json!(["nftables", "iptables"]));
+    let target = document["target"].as_str().unwrap();
+    assert!(target.starts_with(std::env::consts::ARCH) && target.contains("linux"), "{target}");
+    // Null when it is not known, which is so outside of a checkout.
+    if let Some(commit) = document["commit"].as_str() {
+        assert!(!commit.is_empty() && commit.chars().all(char::is_alphanumeric), "{commit}");
+    }
+    let text = String::from_utf8(ringfence(&["version"]).stdout).unwrap();
+    assert!(text.starts_with(concat!("ringfence ", env!("CARGO_PKG_VERSION"), "\n")), "{text}");
+}
+
+#[test]
+fn shells_complete_commands_and_their_options() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let output = ringfence(&["completions", shell]);
+        assert_eq!(code(&output), 0, "{}", errors(&output));
+        let script = String::from_utf8(output.stdout).unwrap();
+        for command in all_commands().iter().filter_map(|command| command.last()) {
+            assert!(script.contains(command), "{shell}: {command}");
+        }
+    }
+    assert_eq!(code(&ringfence(&["completions", "tcsh"])), 2);
+}
+
+/// What bash itself makes of the script.
+#[test]
+fn bash_completes_what_was_begun() {
+    let folder = Folder::new("completions");
+    let script = folder.file("ringfence.bash", &ringfence(&["completions", "bash"]).stdout);
+    for (words, completed) in [("ringfence mat", "matrix"), ("ringfence matrix --pod", "--pod-cidr")] {
+        let words: Vec<&str> = words.split(' ').collect();
+        let last = words.len() - 1;
+        let ask = format!(
+            ". '{script}'; COMP_WORDS=({}); COMP_CWORD={last}; _ringfence ringfence {} {}; echo \"${{COMPREPLY[@]}}\"",
+            words.join(" "),
+            words[last],
+            words[last - 1],
+        );
+        let output = Command::new("bash").args(["-c", &ask]).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), completed, "{}", errors(&output));
+    }
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let folder = Folder::new("man");
+    // The folder is made.
+    let pages = folder.0.join("share/man1");
+    let output = ringfence(&["man", "--dir", pages.to_str().unwrap()]);
+    assert_eq!((code(&output), errors(&output)), (0, String::new()));
+    let commands = all_commands();
+    assert!(commands.contains(&vec!["lab".to_owned(), "run".to_owned()]), "{commands:?}");
+    let expected: std::collections::BTreeSet<String> =
+        commands.iter().map(|command| [&["ringfence".to_owned()], &command[..]].concat().join("-") + ".1").collect();
+    let written = std::fs::read_dir(&pages).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(written.collect::<std::collections::BTreeSet<String>>(), expected);
+    for page in &expected {
+        let text = std::fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(&format!(".TH {} 1", page.trim_end_matches(".1"))), "{text}");
+    }
+    let printed = ringfence(&["man"]).stdout;
+    assert_eq!(String::from_utf8(printed).unwrap(), std::fs::read_to_string(pages.join("ringfence.1")).unwrap());
+}
+
+#[test]
+fn manual_pages_that_cannot_be_written_are_2() {
+    let folder = Folder::new("no-man");
+    let file = folder.file("file", b"");
+    let output = ringfence(&["man", "--dir", &file]);
+    assert_eq!(code(&output), 2);
+    assert!(errors(&output).contains(&file), "{}", errors(&output));
+}

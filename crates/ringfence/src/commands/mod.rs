@@ -4,8 +4,10 @@ mod agent;
 mod cleanup;
 mod doctor;
 mod lab;
+mod manual;
 mod matrix;
 mod render;
+mod version;
 
 use std::process::ExitCode;
 
@@ -29,6 +31,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Command::Agent(options) => agent::run(options),
         Command::Doctor { pod_cidr, output } => doctor::run(pod_cidr, *output),
         Command::Cleanup { backend } => cleanup::run(*backend),
+        Command::Version { output } => version::run(*output),
+        Command::Completions { shell } => manual::completions(*shell),
+        Command::Man { dir } => manual::pages(dir.as_deref()),
     }
 }
 
