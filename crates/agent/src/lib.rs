@@ -4,6 +4,7 @@
 //! manifests. [`run::run`] is the loop around it on a real node: a source ([`directory`]) reports events, the loop batches
 //! them, retries, looks for what others change, and tells how it is ([`health`]).
 
+pub mod access;
 pub mod directory;
 pub mod health;
 pub mod run;
