@@ -7,12 +7,18 @@ CARGO_DENY_VERSION := 0.20.2
 # How many random clusters `make test-packets` tries with each packet filter.
 PACKET_CASES ?= 50
 
-.PHONY: help setup build demo test test-packets bench fuzz fuzz-smoke deny lint clean
+# Where `make install-docs` writes.
+PREFIX ?= /usr/local
+
+.PHONY: help setup build static image install-docs demo test test-packets bench fuzz fuzz-smoke deny lint clean
 
 help:
 	@echo 'make demo          build, then run examples/three-layers with real packets in network namespaces'
 	@echo 'make test          set up, then run all tests (packet tests run in user namespaces)'
 	@echo 'make test-packets  every example, trap and many random clusters, with every packet filter in every network'
+	@echo 'make static        the release binary without shared libraries, for any Linux of this architecture'
+	@echo 'make image         a container image from Containerfile, with podman, buildah or docker'
+	@echo 'make install-docs  manual pages and completions below PREFIX (/usr/local)'
 	@echo 'make bench         what filtering costs and how fast it is programmed, measured on this machine'
 	@echo 'make lint          format check, clippy and docs with warnings denied'
 	@echo 'make fuzz          fuzz the parser and the compiler until stopped (FUZZ_SECONDS=n for n seconds each)'
@@ -25,6 +31,26 @@ setup:
 
 build:
 	$(CARGO) build --release --locked --bin ringfence
+
+static:
+	./scripts/build-static
+
+# No engine of its own: whichever of these is there.
+IMAGE ?= localhost/ringfence:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+image:
+	$(or $(shell command -v podman || command -v buildah || command -v docker),$(error needs podman, buildah or docker)) \
+	    build --build-arg RINGFENCE_COMMIT=$$(git rev-parse --short=12 HEAD) --file Containerfile --tag $(IMAGE) .
+
+install-docs: build
+	$(CARGO) run --release --locked --quiet --bin ringfence -- man --dir $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions \
+	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	$(CARGO) run --release --locked --quiet --bin ringfence -- completions bash \
+	    > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/ringfence
+	$(CARGO) run --release --locked --quiet --bin ringfence -- completions zsh \
+	    > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_ringfence
+	$(CARGO) run --release --locked --quiet --bin ringfence -- completions fish \
+	    > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/ringfence.fish
 
 demo:
 	$(CARGO) run --release --locked --bin ringfence -- lab run examples/three-layers
