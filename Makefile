@@ -10,7 +10,7 @@ PACKET_CASES ?= 50
 # Where `make install-docs` writes.
 PREFIX ?= /usr/local
 
-.PHONY: help setup build static image install-docs demo test test-packets bench fuzz fuzz-smoke deny lint clean
+.PHONY: help setup build static image install-docs manifests demo test test-packets bench fuzz fuzz-smoke deny lint clean
 
 help:
 	@echo 'make demo          build, then run examples/three-layers with real packets in network namespaces'
@@ -18,6 +18,7 @@ help:
 	@echo 'make test-packets  every example, trap and many random clusters, with every packet filter in every network'
 	@echo 'make static        the release binary without shared libraries, for any Linux of this architecture'
 	@echo 'make image         a container image from Containerfile, with podman, buildah or docker'
+	@echo 'make manifests     deploy/ringfence.yaml from the Helm chart (needs helm)'
 	@echo 'make install-docs  manual pages and completions below PREFIX (/usr/local)'
 	@echo 'make bench         what filtering costs and how fast it is programmed, measured on this machine'
 	@echo 'make lint          format check, clippy and docs with warnings denied'
@@ -40,6 +41,9 @@ IMAGE ?= localhost/ringfence:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.t
 image:
 	$(or $(shell command -v podman || command -v buildah || command -v docker),$(error needs podman, buildah or docker)) \
 	    build --build-arg RINGFENCE_COMMIT=$$(git rev-parse --short=12 HEAD) --file Containerfile --tag $(IMAGE) .
+
+manifests:
+	./scripts/manifests
 
 install-docs: build
 	$(CARGO) run --release --locked --quiet --bin ringfence -- man --dir $(DESTDIR)$(PREFIX)/share/man/man1
