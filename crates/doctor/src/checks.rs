@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::facts::{Facts, Family, ModuleState, Reading, Variant};
 use crate::masquerade::{self, Hit, PodRange, Search};
+use crate::preflight::{nftables, policy_agents, rbac, trial, xtables_lock};
 use crate::save::{self, Rule, Table, Tables};
 use crate::{Finding, Severity};
 
@@ -11,7 +12,7 @@ use crate::{Finding, Severity};
 /// [`CHECKS`](crate::CHECKS).
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let host = Host::new(facts);
-    let checks: [fn(&Host<'_>) -> Vec<Finding>; 11] = [
+    let checks: [fn(&Host<'_>) -> Vec<Finding>; 16] = [
         bridge_netfilter,
         pod_masquerade,
         masquerade_all,
@@ -19,17 +20,22 @@ pub fn examine(facts: &Facts) -> Vec<Finding> {
         ip_forward,
         iptables_variants,
         tools,
+        nftables,
+        trial,
+        xtables_lock,
+        policy_agents,
         leftovers,
         jump_position,
         conntrack,
+        rbac,
         unreadable,
     ];
     checks.iter().flat_map(|check| check(&host)).collect()
 }
 
 /// The facts, with the rules read.
-struct Host<'a> {
-    facts: &'a Facts,
+pub(crate) struct Host<'a> {
+    pub(crate) facts: &'a Facts,
     rulesets: BTreeMap<(Variant, Family), Tables>,
 }
 
@@ -47,7 +53,7 @@ impl<'a> Host<'a> {
     }
 
     /// The chains of all tables that `wanted` applies to.
-    fn chains(&self, variant: Variant, family: Family, wanted: fn(&str) -> bool) -> Vec<&str> {
+    pub(crate) fn chains(&self, variant: Variant, family: Family, wanted: impl Fn(&str) -> bool) -> Vec<&str> {
         let tables = self.rulesets.get(&(variant, family)).into_iter().flat_map(BTreeMap::values);
         let names: BTreeSet<&str> = tables.flat_map(BTreeMap::keys).map(String::as_str).collect();
         names.into_iter().filter(|name| wanted(name)).collect()
@@ -569,6 +575,7 @@ fn unreadable(host: &Host<'_>) -> Vec<Finding> {
         reason("the variant of the command iptables", &facts.iptables_variant),
         reason("the IP sets", &facts.ipsets),
         reason("the table inet ringfence", &facts.nftables_table),
+        reason("the lock of iptables-legacy", &facts.xtables_lock),
     ]
     .into_iter()
     .flatten()
@@ -601,7 +608,7 @@ fn is_ours(name: &str, prefix: &str) -> bool {
 }
 
 /// `iptables-nft` and the like.
-fn name(variant: Variant, family: Family) -> String {
+pub(crate) fn name(variant: Variant, family: Family) -> String {
     format!("{}-{}", family.command(), variant.suffix())
 }
 
@@ -616,7 +623,7 @@ fn of_many(first: &Rule, count: usize, variant: Variant, family: Family) -> Stri
 }
 
 /// Names, the first few of them if there are many.
-fn few(names: &[impl AsRef<str>]) -> String {
+pub(crate) fn few(names: &[impl AsRef<str>]) -> String {
     const FEW: usize = 8;
     let listed: Vec<&str> = names.iter().take(FEW).map(AsRef::as_ref).collect();
     let more = if names.len() > FEW { format!(" and {} more", names.len() - FEW) } else { String::new() };

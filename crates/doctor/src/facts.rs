@@ -160,13 +160,44 @@ pub enum ModuleState {
     Unknown,
 }
 
-/// A kernel module that `--backend iptables` needs.
+/// A kernel module that a backend needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelModule {
     /// Its name.
     pub name: &'static str,
     /// Whether it can be used.
     pub state: ModuleState,
+}
+
+/// The file by which programs that write to iptables-legacy wait for each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// It is a file, as it must be.
+    pub is_file: bool,
+    /// Who has held it all the time it was looked at, a moment longer than a change takes.
+    pub holder: Option<String>,
+}
+
+/// What came of programming something small, in a network of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trial {
+    /// The packet filter, as `--backend` calls it.
+    pub backend: String,
+    /// What the kernel or the tools said, if they refused.
+    pub refusal: Option<String>,
+}
+
+/// Something that the API server does not let the agent do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// Verb and resource, such as `watch networkpolicies.networking.k8s.io`.
+    pub what: String,
+    /// Nothing is enforced without it. Otherwise, only events about policies get lost.
+    pub enforcement: bool,
+    /// Why, as far as the server says.
+    pub reason: String,
 }
 
 /// What was seen on one host, in one network namespace.
@@ -202,4 +233,12 @@ pub struct Facts {
     pub tools: Vec<Tool>,
     /// The kernel modules that `--backend iptables` needs.
     pub modules: Vec<KernelModule>,
+    /// The kernel modules that `--backend nftables` needs.
+    pub nftables_modules: Vec<KernelModule>,
+    /// The lock of iptables-legacy.
+    pub xtables_lock: Reading<LockFile>,
+    /// What came of trying the packet filter. [`Facts::gather`] does not; who does fills this in.
+    pub trial: Reading<Trial>,
+    /// What the API server refuses. [`Facts::gather`] does not ask; who does fills this in.
+    pub denials: Reading<Vec<Denial>>,
 }

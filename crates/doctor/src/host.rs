@@ -2,10 +2,12 @@
 //! loaded to answer.
 
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::facts::{Facts, Family, KernelModule, ModuleState, Options, Reading, Ruleset, Tool, Variant};
+use crate::facts::{Facts, Family, KernelModule, LockFile, ModuleState, Options, Reading, Ruleset, Tool, Variant};
 use crate::rtnetlink;
 
 /// Where administrators' programs are, also for users whose PATH lacks them.
@@ -26,6 +28,15 @@ const MODULES: [&str; 9] = [
     "xt_mark",
     "xt_set",
 ];
+
+/// What the rules of `--backend nftables` need. Sets and the other expressions are in nf_tables itself.
+const NFTABLES_MODULES: [&str; 4] = ["nf_tables", "nft_ct", "nft_fib_inet", "nft_reject_inet"];
+
+/// Where iptables-legacy has its lock, unless told otherwise.
+const XTABLES_LOCK: &str = "/run/xtables.lock";
+
+/// A lock that is held for longer than this is not held for a change.
+const MOMENT: Duration = Duration::from_millis(500);
 
 impl Facts {
     /// Looks at the host, in the network namespace of the calling thread. What cannot be looked at is noted as
@@ -56,6 +67,10 @@ impl Facts {
             nftables_table: nftables_table(),
             tools: TOOLS.map(|name| Tool { name, path: tool(name) }).into(),
             modules: MODULES.map(|name| KernelModule { name, state: module(name) }).into(),
+            nftables_modules: NFTABLES_MODULES.map(|name| KernelModule { name, state: module(name) }).into(),
+            xtables_lock: xtables_lock(),
+            trial: Reading::Absent,
+            denials: Reading::Absent,
         }
     }
 }
@@ -186,5 +201,43 @@ fn module(name: &str) -> ModuleState {
         ModuleState::Missing
     } else {
         ModuleState::Unknown
+    }
+}
+
+/// The lock, without taking it: the kernel lists who holds which.
+fn xtables_lock() -> Reading<LockFile> {
+    let path = PathBuf::from(std::env::var_os("XTABLES_LOCKFILE").unwrap_or_else(|| XTABLES_LOCK.into()));
+    reading(std::fs::metadata(&path).and_then(|metadata| {
+        let first = lock_holder(&metadata)?;
+        let holder = match first {
+            Some(first) => {
+                std::thread::sleep(MOMENT);
+                lock_holder(&metadata)?.filter(|holder| *holder == first).map(process)
+            }
+            None => None,
+        };
+        Ok(LockFile { path, is_file: metadata.is_file(), holder })
+    }))
+}
+
+/// The process that holds a lock on the file, which is 0 if it is not of this process namespace.
+fn lock_holder(file: &std::fs::Metadata) -> io::Result<Option<u32>> {
+    let identity =
+        format!("{:02x}:{:02x}:{}", rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()), file.ino());
+    let locks = std::fs::read_to_string("/proc/locks")?;
+    // `1: FLOCK  ADVISORY  WRITE 1199 00:17:245 0 EOF`; one that waits has `->` after the number.
+    let holder = locks.lines().find_map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        [_, "FLOCK", _, _, pid, of, ..] if of == identity => Some(pid.parse().unwrap_or(0)),
+        _ => None,
+    });
+    Ok(holder)
+}
+
+/// A process as people know it.
+fn process(pid: u32) -> String {
+    match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
+        Ok(name) => format!("process {pid} ({})", name.trim()),
+        Err(_) if pid == 0 => "a process outside of this container".to_owned(),
+        Err(_) => format!("process {pid}"),
     }
 }

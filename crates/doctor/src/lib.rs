@@ -10,6 +10,7 @@ mod checks;
 mod facts;
 mod host;
 mod masquerade;
+mod preflight;
 pub mod render;
 mod rtnetlink;
 mod save;
@@ -18,7 +19,8 @@ use serde::Serialize;
 
 pub use checks::examine;
 pub use facts::{
-    Bridge, Facts, Family, KernelModule, ModuleState, Options, Place, Reading, Route, Ruleset, Tool, Variant,
+    Bridge, Denial, Facts, Family, KernelModule, LockFile, ModuleState, Options, Place, Reading, Route, Ruleset, Tool,
+    Trial, Variant,
 };
 
 /// How bad a finding is.
@@ -68,8 +70,13 @@ pub const CHECKS: &[Check] = &[
     Check { id: "ip-forward", looks_for: "forwarding that is switched off" },
     Check { id: "iptables-variants", looks_for: "rules spread over iptables-nft and iptables-legacy" },
     Check { id: "tools", looks_for: "programs and kernel modules that --backend iptables lacks" },
+    Check { id: "nftables", looks_for: "kernel modules that --backend nftables lacks" },
+    Check { id: "trial", looks_for: "what the kernel refuses of a small program (only with --try)" },
+    Check { id: "xtables-lock", looks_for: "a lock that keeps iptables-legacy from changing rules" },
+    Check { id: "policy-agents", looks_for: "rules of another agent that enforces network policies" },
     Check { id: "leftovers", looks_for: "objects of a ringfence backend that is no longer used" },
     Check { id: "jump-position", looks_for: "rules that decide before those of ringfence" },
     Check { id: "conntrack", looks_for: "a connection table that is nearly full" },
+    Check { id: "rbac", looks_for: "what the API server does not let the agent do (only with credentials)" },
     Check { id: "unreadable", looks_for: "what could not be looked at" },
 ];

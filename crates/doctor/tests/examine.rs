@@ -8,8 +8,8 @@
 )]
 
 use ringfence_doctor::{
-    Bridge, CHECKS, Facts, Family, Finding, KernelModule, ModuleState, Place, Reading, Route, Ruleset, Severity, Tool,
-    Variant, examine, render,
+    Bridge, CHECKS, Denial, Facts, Family, Finding, KernelModule, LockFile, ModuleState, Place, Reading, Route,
+    Ruleset, Severity, Tool, Trial, Variant, examine, render,
 };
 
 use Severity::{Note, Problem, Warning};
@@ -51,6 +51,13 @@ fn node() -> Facts {
             KernelModule { name: "ip_set", state: ModuleState::Available },
             KernelModule { name: "xt_set", state: ModuleState::Unknown },
         ],
+        nftables_modules: vec![
+            KernelModule { name: "nf_tables", state: ModuleState::Available },
+            KernelModule { name: "nft_fib_inet", state: ModuleState::Unknown },
+        ],
+        xtables_lock: Reading::Found(LockFile { path: "/run/xtables.lock".into(), is_file: true, holder: None }),
+        trial: Reading::Absent,
+        denials: Reading::Absent,
     }
 }
 
@@ -496,4 +503,77 @@ fn json() {
     assert_eq!(json[0]["id"], "ip-forward");
     assert_eq!(json[0]["severity"], "problem");
     assert_eq!(json[0]["evidence"], "net.ipv4.ip_forward is 0");
+}
+
+#[test]
+fn modules_that_nftables_lacks() {
+    let mut facts = node();
+    facts.nftables_modules[1].state = ModuleState::Missing;
+    let finding = only(&facts);
+    assert_eq!((finding.id, finding.severity), ("nftables", Warning));
+    assert!(finding.what.contains("nft_fib_inet") && !finding.what.contains("nf_tables"), "{finding:?}");
+}
+
+#[test]
+fn what_came_of_trying() {
+    let mut facts = node();
+    facts.trial = Reading::Found(Trial { backend: "nftables".to_owned(), refusal: None });
+    assert_eq!(found(&facts), []);
+    facts.trial = Reading::Found(Trial { backend: "nftables".to_owned(), refusal: Some("no fib".to_owned()) });
+    let finding = only(&facts);
+    assert_eq!((finding.id, finding.severity), ("trial", Problem));
+    assert_eq!(finding.evidence.as_deref(), Some("no fib"));
+    facts.trial = Reading::Unreadable("seccomp".to_owned());
+    assert_eq!(found(&facts), [("trial", Note)]);
+}
+
+#[test]
+fn the_lock_of_iptables_legacy() {
+    let lock = |is_file, holder: Option<&str>| {
+        let (path, holder) = ("/run/xtables.lock".into(), holder.map(str::to_owned));
+        Facts { xtables_lock: Reading::Found(LockFile { path, is_file, holder }), ..node() }
+    };
+    let finding = only(&lock(true, Some("process 7 (stuck)")));
+    assert_eq!((finding.id, finding.severity), ("xtables-lock", Warning));
+    assert!(finding.what.contains("process 7 (stuck)"), "{finding:?}");
+    let finding = only(&lock(false, None));
+    assert_eq!((finding.id, finding.severity), ("xtables-lock", Warning));
+    assert!(finding.remedy.contains("rmdir /run/xtables.lock"), "{finding:?}");
+    assert_eq!(found(&Facts { xtables_lock: Reading::Absent, ..node() }), []);
+    assert_eq!(found(&Facts { xtables_lock: Reading::Unreadable(String::new()), ..node() }), [("unreadable", Note)]);
+}
+
+#[test]
+fn other_agents_are_known_by_their_chains() {
+    let rules = ":cali-FORWARD - [0:0]\n:cali-INPUT - [0:0]\n-A cali-FORWARD -j RETURN";
+    let facts = with(with(node(), Nft, Family::V4, "filter", rules), Legacy, Family::V6, "filter", rules);
+    let finding = only(&facts);
+    assert_eq!((finding.id, finding.severity), ("policy-agents", Warning));
+    assert!(finding.what.starts_with("Calico"), "{finding:?}");
+    let evidence = "iptables-nft: cali-FORWARD, cali-INPUT; ip6tables-legacy: cali-FORWARD, cali-INPUT";
+    assert_eq!(finding.evidence.as_deref(), Some(evidence));
+
+    let two =
+        with(node(), Nft, Family::V4, "filter", ":KUBE-POD-FW-A - [0:0]\n:KUBE-NWPLCY-B - [0:0]\n:WEAVE-NPC - [0:0]");
+    assert_eq!(found(&two), [("policy-agents", Warning); 2]);
+    // kube-proxy and kubelet enforce no policies, and ours are no others.
+    let ours = ":KUBE-FORWARD - [0:0]\n:KUBE-SERVICES - [0:0]\n:RF-FORWARD - [0:0]\n-A FORWARD -j RF-FORWARD";
+    assert_eq!(found(&with(node(), Nft, Family::V4, "filter", ours)), []);
+}
+
+#[test]
+fn what_the_api_server_refuses() {
+    let denial = |what: &str, enforcement| Denial { what: what.to_owned(), enforcement, reason: "no rule".to_owned() };
+    let mut facts = node();
+    facts.denials = Reading::Found(Vec::new());
+    assert_eq!(found(&facts), []);
+    facts.denials = Reading::Found(vec![denial("create events.", false)]);
+    assert_eq!(found(&facts), [("rbac", Warning)]);
+    facts.denials = Reading::Found(vec![denial("list pods.", true), denial("watch pods.", true)]);
+    let finding = only(&facts);
+    assert_eq!((finding.id, finding.severity), ("rbac", Problem));
+    assert!(finding.what.ends_with("list pods., watch pods."), "{finding:?}");
+    assert_eq!(finding.evidence.as_deref(), Some("no rule"));
+    facts.denials = Reading::Unreadable("connection refused".to_owned());
+    assert_eq!(found(&facts), [("rbac", Warning)]);
 }

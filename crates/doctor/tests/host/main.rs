@@ -1,6 +1,12 @@
 //! What is seen of a real kernel, each test in a network namespace of its own: findings come and go with what the `ip`,
 //! `iptables`, `ipset` and `nft` commands do.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails; one prints what its other process sees"
+)]
 
 mod namespace;
 
@@ -9,6 +15,11 @@ use namespace::{clean, run, write};
 use ringfence_doctor::{Bridge, Facts, Options, Place, Reading, Route, Severity, Variant, examine};
 
 fn main() {
+    // See a_lock_that_is_held.
+    if std::env::args().any(|argument| argument == "--look") {
+        let findings = examine(&gather()).into_iter().filter(|finding| finding.id == "xtables-lock");
+        return findings.for_each(|finding| println!("{}", finding.what));
+    }
     namespace::enter();
     let tests: &[(&str, fn())] = &[
         ("bridges_and_their_settings", bridges_and_their_settings),
@@ -19,6 +30,8 @@ fn main() {
         ("objects_of_two_backends", objects_of_two_backends),
         ("a_table_that_iptables_cannot_list", a_table_that_iptables_cannot_list),
         ("forwarding", forwarding),
+        ("a_lock_that_is_held", a_lock_that_is_held),
+        ("chains_of_another_agent", chains_of_another_agent),
         ("nothing_is_changed", nothing_is_changed),
     ];
     let mut trials: Vec<Trial> = tests.iter().map(|&(name, test)| trial(name, test)).collect();
@@ -197,6 +210,40 @@ fn forwarding() {
     write("/proc/sys/net/ipv4/ip_forward", "1");
     write("/proc/sys/net/ipv6/conf/all/forwarding", "1");
     assert_eq!(found("ip-forward"), []);
+}
+
+/// With a lock file of its own: the one in /run is the host's.
+fn a_lock_that_is_held() {
+    let folder = std::env::temp_dir().join(format!("ringfence-doctor-lock-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("xtables.lock");
+    let look = || {
+        // Seen by a process of its own: an environment cannot be changed safely while threads run.
+        let myself = std::env::current_exe().unwrap();
+        let output = std::process::Command::new(myself).arg("--look").env("XTABLES_LOCKFILE", &path).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(look(), "");
+    let file = std::fs::File::create(&path).unwrap();
+    assert_eq!(look(), "");
+    file.lock().unwrap();
+    let held = format!("process {} (", std::process::id());
+    let seen = look();
+    assert!(seen.starts_with(&held) && seen.contains("holds the lock"), "{seen}");
+    file.unlock().unwrap();
+    assert_eq!(look(), "");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(look().contains("is not a file"));
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+fn chains_of_another_agent() {
+    assert_eq!(found("policy-agents"), []);
+    run("ip6tables-nft -N cali-FORWARD", "");
+    assert_eq!(found("policy-agents"), [(Severity::Warning, "ip6tables-nft: cali-FORWARD".to_owned())]);
+    run("ip6tables-nft -X cali-FORWARD", "");
+    assert_eq!(found("policy-agents"), []);
 }
 
 fn nothing_is_changed() {
