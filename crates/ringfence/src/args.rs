@@ -62,14 +62,7 @@ pub(crate) enum Command {
     /// Say what on this host would make policies fail: settings, masquerading, rules of others.
     ///
     /// Looks and changes nothing. Exit code 1 if there is a problem.
-    Doctor {
-        /// Where pods have their addresses. Without it, guessed from the rules on the host.
-        #[arg(long, value_name = "CIDR")]
-        pod_cidr: Vec<IpNet>,
-        /// How to print the findings.
-        #[arg(short, long, value_enum, default_value_t = DoctorFormat::Text)]
-        output: DoctorFormat,
-    },
+    Doctor(DoctorOptions),
     /// Remove everything ringfence has put into this host's packet filter.
     Cleanup {
         /// The packet filter.
@@ -127,6 +120,24 @@ pub(crate) enum LabCommand {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+}
+
+/// What the doctor looks at.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DoctorOptions {
+    /// Where pods have their addresses. Without it, guessed from the rules on the host.
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pod_cidr: Vec<IpNet>,
+    /// Ask the API server what the owner of these credentials may do. In a pod, its service account is asked about anyway.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Write a small program to this packet filter, in a network namespace that is gone afterwards. Loads the kernel modules
+    /// that are needed.
+    #[arg(long = "try", value_enum, value_name = "BACKEND")]
+    pub(crate) trial: Option<BackendName>,
+    /// How to print the findings.
+    #[arg(short, long, value_enum, default_value_t = DoctorFormat::Text)]
+    pub(crate) output: DoctorFormat,
 }
 
 /// How the agent of a node runs.

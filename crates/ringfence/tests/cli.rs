@@ -484,3 +484,30 @@ fn manual_pages_that_cannot_be_written_are_2() {
     assert_eq!(code(&output), 2);
     assert!(errors(&output).contains(&file), "{}", errors(&output));
 }
+
+/// With iptables of the host's variant where it is installed; `make test` sees to that.
+#[test]
+fn the_doctor_tries_the_packet_filter_in_a_network_of_its_own() {
+    let tables = || Command::new("nft").args(["list", "tables"]).output().unwrap().stdout;
+    let before = tables();
+    for backend in ["nftables", "iptables"] {
+        let output = ringfence(&["doctor", "-o", "json", "--try", backend]);
+        assert!(matches!(code(&output), 0 | 1), "{}", errors(&output));
+        let findings = json(&output);
+        let trial: Vec<_> = findings.as_array().unwrap().iter().filter(|finding| finding["id"] == "trial").collect();
+        assert!(trial.is_empty(), "{backend}: {trial:?}");
+    }
+    assert_eq!(tables(), before);
+}
+
+#[test]
+fn the_doctor_asks_the_api_server_for_whom_credentials_are_given() {
+    let rbac = |arguments: &[&str]| {
+        let document = json(&ringfence(&[&["doctor", "-o", "json"], arguments].concat()));
+        document.as_array().unwrap().iter().find(|finding| finding["id"] == "rbac").cloned()
+    };
+    assert_eq!(rbac(&[]), None);
+    let finding = rbac(&["--kubeconfig", "/nowhere/config"]).unwrap();
+    assert_eq!(finding["severity"], "warning");
+    assert!(finding["evidence"].as_str().unwrap().contains("/nowhere/config"), "{finding}");
+}

@@ -29,7 +29,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Command::Lab(LabCommand::Exec { end, lab, command }) => lab::exec(end, *lab, command),
         Command::Render { input, node, filter } => render::run(input, node.as_deref(), filter, &messages),
         Command::Agent(options) => agent::run(options),
-        Command::Doctor { pod_cidr, output } => doctor::run(pod_cidr, *output),
+        Command::Doctor(options) => doctor::run(options),
         Command::Cleanup { backend } => cleanup::run(*backend),
         Command::Version { output } => version::run(*output),
         Command::Completions { shell } => manual::completions(*shell),
