@@ -5,7 +5,10 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use crate::Sandbox;
 
@@ -14,15 +17,38 @@ const DIRECTORY: &str = "sandboxes";
 /// An id is a file name: letters, digits and `_.-`, and no longer than this.
 const LONGEST_ID: usize = 200;
 
+/// What a file holds.
+#[derive(Serialize)]
+struct Announcement<'a> {
+    #[serde(flatten)]
+    sandbox: &'a Sandbox,
+    /// The CNI network that the sandbox is attached to, for those who collect what it left behind.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network: Option<&'a str>,
+}
+
 /// Writes, or replaces, the file of a sandbox. It is there as a whole or not at all.
 ///
 /// # Errors
 /// The id is no [valid](is_valid_id) one, or the file system refuses.
 pub fn write(run_directory: &Path, sandbox: &Sandbox) -> io::Result<()> {
+    write_file(run_directory, &Announcement { sandbox, network: None })
+}
+
+/// As [`write()`], with the name of the CNI network, so that [`ids_of_network`] finds it.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_of_network(run_directory: &Path, sandbox: &Sandbox, network: &str) -> io::Result<()> {
+    write_file(run_directory, &Announcement { sandbox, network: Some(network) })
+}
+
+fn write_file(run_directory: &Path, announcement: &Announcement<'_>) -> io::Result<()> {
+    let sandbox = announcement.sandbox;
     let path = path(run_directory, &sandbox.id)?;
     let directory = run_directory.join(DIRECTORY);
-    fs::create_dir_all(&directory)?;
-    let text = serde_json::to_vec(sandbox)?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    let text = serde_json::to_vec(announcement)?;
     let temporary = directory.join(format!(".{}.{}", sandbox.id, std::process::id()));
     let written = fs::File::create(&temporary).and_then(|mut file| file.write_all(&text));
     let renamed = written.and_then(|()| fs::rename(&temporary, path));
@@ -57,8 +83,43 @@ pub struct Announced {
 /// # Errors
 /// The directory exists and cannot be listed.
 pub fn read_all(run_directory: &Path) -> io::Result<Announced> {
+    let mut announced = Announced::default();
+    for path in files(run_directory)? {
+        let read = fs::read(&path).map_err(|error| error.to_string());
+        match read.and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string())) {
+            Ok(sandbox) => announced.sandboxes.push(sandbox),
+            Err(reason) => announced.unreadable.push((path, reason)),
+        }
+    }
+    Ok(announced)
+}
+
+/// The ids of all sandboxes that were announced with this network, sorted. Files that cannot be read are passed over.
+///
+/// # Errors
+/// The directory exists and cannot be listed.
+pub fn ids_of_network(run_directory: &Path, network: &str) -> io::Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct OfNetwork {
+        id: String,
+        network: Option<String>,
+    }
+
+    let mut ids = Vec::new();
+    for path in files(run_directory)? {
+        let Ok(text) = fs::read(path) else { continue };
+        match serde_json::from_slice::<OfNetwork>(&text) {
+            Ok(file) if file.network.as_deref() == Some(network) => ids.push(file.id),
+            _ => {}
+        }
+    }
+    Ok(ids)
+}
+
+/// The files of all announcements, sorted.
+fn files(run_directory: &Path) -> io::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(run_directory.join(DIRECTORY)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Announced::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries?,
     };
     let mut paths = Vec::new();
@@ -70,15 +131,7 @@ pub fn read_all(run_directory: &Path) -> io::Result<Announced> {
         }
     }
     paths.sort();
-    let mut announced = Announced::default();
-    for path in paths {
-        let read = fs::read(&path).map_err(|error| error.to_string());
-        match read.and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string())) {
-            Ok(sandbox) => announced.sandboxes.push(sandbox),
-            Err(reason) => announced.unreadable.push((path, reason)),
-        }
-    }
-    Ok(announced)
+    Ok(paths)
 }
 
 /// Whether an id can name a file: letters, digits and `_.-`, beginning with a letter or digit.
@@ -126,6 +179,18 @@ mod tests {
         remove(run.path(), "a").unwrap();
         remove(run.path(), "a").unwrap();
         assert_eq!(read_all(run.path()).unwrap().sandboxes.len(), 1);
+    }
+
+    #[test]
+    fn each_network_has_its_own() {
+        let run = tempfile::tempdir().unwrap();
+        assert_eq!(ids_of_network(run.path(), "cbr0").unwrap(), [""; 0]);
+        write_of_network(run.path(), &sandbox("b"), "cbr0").unwrap();
+        write_of_network(run.path(), &sandbox("a"), "cbr0").unwrap();
+        write_of_network(run.path(), &sandbox("c"), "storage").unwrap();
+        write(run.path(), &sandbox("d")).unwrap();
+        assert_eq!(ids_of_network(run.path(), "cbr0").unwrap(), ["a", "b"]);
+        assert_eq!(read_all(run.path()).unwrap().sandboxes.len(), 4);
     }
 
     #[test]
