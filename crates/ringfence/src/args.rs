@@ -63,6 +63,9 @@ pub(crate) enum Command {
     ///
     /// Looks and changes nothing. Exit code 1 if there is a problem.
     Doctor(DoctorOptions),
+    /// Let pods start only when their policies are in force: the plugin for the node's container runtime.
+    #[command(subcommand)]
+    Cni(CniCommand),
     /// Remove everything ringfence has put into this host's packet filter.
     Cleanup {
         /// The packet filter.
@@ -138,6 +141,67 @@ pub(crate) struct DoctorOptions {
     /// How to print the findings.
     #[arg(short, long, value_enum, default_value_t = DoctorFormat::Text)]
     pub(crate) output: DoctorFormat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CniCommand {
+    /// Put the plugin behind those of the network that the runtime uses. Changes nothing when it is there.
+    Install(CniInstall),
+    /// Take the plugin out of all networks and remove its program. Changes nothing when that is done.
+    ///
+    /// The program stays while there are pods that were started with it: the runtime may call it when they end.
+    Uninstall {
+        #[command(flatten)]
+        place: CniPlace,
+        /// Remove the program all the same.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CniPlace {
+    /// Where the runtime looks for plugins.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub(crate) bin_dir: PathBuf,
+    /// Where the runtime looks for network configurations.
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub(crate) conf_dir: PathBuf,
+    /// The agent's run directory.
+    #[arg(long, value_name = "DIR", default_value = ringfence_control::RUN_DIRECTORY)]
+    pub(crate) run_dir: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CniInstall {
+    #[command(flatten)]
+    pub(crate) place: CniPlace,
+    /// The configuration's file name. Default: the first, which is what runtimes use.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) conf: Option<String>,
+    /// How long a pod's start waits for its policies.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) cni_timeout: u32,
+    /// What becomes of a pod whose policies are not in force by then.
+    #[arg(long, value_enum, default_value_t = OnTimeoutName::Fail)]
+    pub(crate) on_timeout: OnTimeoutName,
+    /// Pods of this namespace start all the same; repeat it for several.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub(crate) continue_for: Vec<String>,
+    /// If there is no network yet, wait for one.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    pub(crate) wait: u32,
+    /// Stay, and put the plugin back whenever a network plugin has written its configuration without it.
+    #[arg(long, conflicts_with = "wait")]
+    pub(crate) keep: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnTimeoutName {
+    /// It does not start; the runtime tries again later.
+    Fail,
+    /// It starts.
+    Continue,
 }
 
 /// How the agent of a node runs.

@@ -14,6 +14,10 @@ use crate::args::Args;
 use crate::output::Failure;
 
 fn main() -> ExitCode {
+    // Before all else: pods wait for it.
+    if let Some(code) = commands::cni::plugin() {
+        return code;
+    }
     let args = Args::parse();
     match commands::run(&args) {
         Ok(code) => code,

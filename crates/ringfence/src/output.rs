@@ -44,6 +44,10 @@ pub(crate) enum Failure {
     WhichLab(String),
     #[error("the lab has no {end}; it has node, {known}")]
     NoSuchEnd { end: String, known: String },
+    #[error(transparent)]
+    Cni(#[from] ringfence_cni::InstallError),
+    #[error("cannot find this program's own file: {0}")]
+    NoProgram(io::Error),
     #[error("cannot write the result: {0}")]
     Write(io::Error),
     #[error("cannot write to {}: {source}", path.display())]

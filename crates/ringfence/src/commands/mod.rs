@@ -2,6 +2,7 @@
 
 mod agent;
 mod cleanup;
+pub(crate) mod cni;
 mod doctor;
 mod lab;
 mod manual;
@@ -30,6 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Command::Render { input, node, filter } => render::run(input, node.as_deref(), filter, &messages),
         Command::Agent(options) => agent::run(options),
         Command::Doctor(options) => doctor::run(options),
+        Command::Cni(command) => cni::run(command, &messages),
         Command::Cleanup { backend } => cleanup::run(*backend),
         Command::Version { output } => version::run(*output),
         Command::Completions { shell } => manual::completions(*shell),
