@@ -26,20 +26,23 @@ impl fmt::Display for Severity {
     }
 }
 
-/// A place in the input.
+/// A place in the input. What an API server sent has no line: then line and column are 0, and the file is the server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Location {
     /// The name of the [`Source`](crate::Source).
     pub file: Arc<str>,
-    /// The line, counted from 1.
+    /// The line, counted from 1; 0 when there is none.
     pub line: usize,
-    /// The column in characters, counted from 1.
+    /// The column in characters, counted from 1; 0 when there is none.
     pub column: usize,
 }
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+        match self.line {
+            0 => f.write_str(&self.file),
+            line => write!(f, "{}:{line}:{}", self.file, self.column),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Kubernetes manifests to the ringfence model.
+//! Kubernetes manifests, and objects of an API server, to the ringfence model.
 //!
 //! [`parse`] takes the text of files, YAML or JSON, and gives model objects and [`Diagnostic`]s with file, line and
 //! field. It never panics, whatever the text, and does no I/O.
@@ -12,7 +12,10 @@
 //!
 //! The way of the data: `yaml` and `json` turn text into the small tree of `dom`, within its limits; `document` finds
 //! the reader for each kind; the readers (`policy`, `pod`, `workload`, `cluster`, `lab`) use the typed access of `read`;
-//! `assemble` decides what only the whole input can tell.
+//! `assemble` decides what only the whole input can tell. Objects of an API server come one by one: [`api`] puts the fields
+//! that matter into the same tree, for the same readers.
+
+pub mod api;
 
 mod address;
 mod assemble;

@@ -336,7 +336,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(file: &str) -> Report {
+    pub(crate) fn new(file: impl Into<Arc<str>>) -> Report {
         Report { file: file.into(), object: None, errors: 0, overflowed: false, diagnostics: Vec::new() }
     }
 

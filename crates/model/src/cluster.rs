@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::{Labels, Policy, PolicyId, Protocol, Tier};
 
 /// A namespace. `labels` always has `kubernetes.io/metadata.name`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Namespace {
     /// Its name.
     pub name: Arc<str>,
@@ -15,7 +15,7 @@ pub struct Namespace {
 }
 
 /// A node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     /// Its name, as in `spec.nodeName` of its pods.
     pub name: Arc<str>,
@@ -40,7 +40,7 @@ pub enum Phase {
 }
 
 /// A pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pod {
     /// `metadata.uid`; for pods of files, made from namespace and name.
     pub id: PodId,
@@ -83,7 +83,7 @@ pub struct ContainerPort {
 }
 
 /// A Service. Policies speak of pods; a Service is one more way to them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// Its namespace.
     pub namespace: Arc<str>,
@@ -126,7 +126,7 @@ pub enum ExternalTraffic {
 }
 
 /// One entry of a Service's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ServicePort {
     /// Its name.
     pub name: Option<Arc<str>>,
@@ -141,7 +141,7 @@ pub struct ServicePort {
 }
 
 /// `targetPort` of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum TargetPort {
     /// The same number on every pod, host byte order.
     Number(u16),
@@ -150,7 +150,7 @@ pub enum TargetPort {
 }
 
 /// Anything a cluster state is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::large_enum_variant, reason = "objects are moved once, from the source into the state")]
 pub enum Object {
     /// A namespace.
