@@ -67,6 +67,11 @@ impl Directory {
         }
     }
 
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Reports the folder's state, then what changes in it, from a thread of its own that ends when nobody listens any more.
     ///
     /// # Errors

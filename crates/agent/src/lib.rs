@@ -1,12 +1,14 @@
 //! The agent of one node: takes changes of the cluster, keeps the node's packet filter true to them.
 //!
 //! [`Agent`] has no source and no clock: the caller says what changed and when to synchronise. The lab drives it with
-//! manifests. [`run::run`] is the loop around it on a real node: a source ([`directory`]) reports events, the loop batches
+//! manifests. [`run::run`] is the loop around it on a real node: a source ([`kube`], [`directory`]) reports events, the loop batches
 //! them, retries, looks for what others change, and tells how it is ([`health`]).
 
 pub mod access;
+mod backoff;
 pub mod directory;
 pub mod health;
+pub mod kube;
 pub mod run;
 pub mod source;
 pub mod trouble;

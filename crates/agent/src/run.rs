@@ -11,6 +11,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
+use crate::backoff::Backoff;
 use crate::health::Status;
 use crate::source::{CAPACITY, Event, Update};
 use crate::window::Window;
@@ -18,6 +19,9 @@ use crate::{Agent, Change, SyncError};
 
 /// So often the loop turns though nothing happens, to show that it can.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// The pauses after the packet filter has refused a change.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// What is enforced after the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +139,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             agent,
             status,
             window: Window::default(),
-            backoff: Backoff::default(),
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             due: None,
             resync,
             next_repair: Instant::now() + resync,
@@ -154,7 +158,13 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Update(update) => self.update(update),
+            Event::Update(update) => {
+                if self.source_trouble.take().is_some() {
+                    info!("the source can be read again");
+                }
+                self.update(update);
+            }
+            Event::Partial(update) => self.update(update),
             Event::Failed(error) => {
                 self.status.source_errors.inc();
                 let text = error.to_string();
@@ -167,9 +177,6 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
     }
 
     fn update(&mut self, update: Update) {
-        if self.source_trouble.take().is_some() {
-            info!("the source can be read again");
-        }
         let changed = !update.changes.is_empty();
         let reset = update.changes.iter().any(|change| matches!(change, Change::Reset(_)));
         for change in update.changes {
@@ -263,7 +270,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             info!(node = self.agent.node(), "the policies are in force");
         }
         self.trouble = None;
-        self.backoff = Backoff::default();
+        self.backoff.reset();
         self.status.pods.set(self.agent.pods() as u64);
         if let Some(program) = self.agent.program() {
             self.status.generation.set(program.generation());
@@ -288,24 +295,6 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             warn!("{remark}");
         }
         self.remarks = remarks;
-    }
-}
-
-/// Pauses between attempts that fail: twice as long each time, up to a bound, and never in step with other nodes.
-#[derive(Debug, Default)]
-struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    const FIRST: Duration = Duration::from_millis(500);
-    const LONGEST: Duration = Duration::from_secs(15);
-
-    /// The next pause; `chance` in 0..1 takes up to half of it away.
-    fn pause(&mut self, chance: f64) -> Duration {
-        let factor = 1_u32.checked_shl(self.failures).unwrap_or(u32::MAX);
-        self.failures = self.failures.saturating_add(1);
-        Backoff::FIRST.saturating_mul(factor).min(Backoff::LONGEST).mul_f64(1.0 - chance / 2.0)
     }
 }
 
@@ -364,15 +353,6 @@ mod tests {
             "apiVersion: v1\nkind: Pod\nmetadata: {{name: p{number}}}\nspec: {{nodeName: node}}\n\
              status: {{podIPs: [{{ip: 10.0.0.{number}}}]}}"
         )
-    }
-
-    #[test]
-    fn pauses_grow_and_are_bounded() {
-        let mut backoff = Backoff::default();
-        let pauses: Vec<u128> = (0..8).map(|_| backoff.pause(0.0).as_millis()).collect();
-        assert_eq!(pauses, [500, 1000, 2000, 4000, 8000, 15000, 15000, 15000]);
-        backoff.failures = 1000;
-        assert_eq!(backoff.pause(1.0), Backoff::LONGEST / 2);
     }
 
     /// A backend that others can look at while the loop owns it.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ringfence_k8s::Diagnostic;
 
@@ -15,6 +16,8 @@ pub const CAPACITY: usize = 64;
 pub enum Event {
     /// The cluster, or what there is to say about it, is different now. Also the sign that a failure is over.
     Update(Update),
+    /// As [`Event::Update`], but another part of the source still cannot be read.
+    Partial(Update),
     /// The source cannot tell what the cluster looks like. The last state stays valid, and the source tries again.
     Failed(SourceError),
 }
@@ -54,4 +57,14 @@ pub enum SourceError {
     /// A document that cannot be read: what it says is unknown.
     #[error("{0}")]
     Fatal(Box<Diagnostic>),
+    /// An API server.
+    #[error("cannot {doing} of {server}: {why}")]
+    Server {
+        /// Its address.
+        server: Arc<str>,
+        /// Such as `list pods`.
+        doing: String,
+        /// What went wrong, and what to do about it.
+        why: String,
+    },
 }

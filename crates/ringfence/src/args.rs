@@ -207,10 +207,17 @@ pub(crate) enum OnTimeoutName {
 /// How the agent of a node runs.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct AgentOptions {
-    /// Where the state of the cluster comes from: dir:PATH is a folder of manifests, which is followed. Pods need
-    /// spec.nodeName and status.podIPs. Put files in place by renaming them.
+    /// The API server and the credentials to follow it with. Without this and --source, the API server of the cluster
+    /// that the agent is a pod of.
+    #[arg(long, value_name = "PATH", conflicts_with = "source")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Another context of the kubeconfig than the current one.
+    #[arg(long, value_name = "NAME", requires = "kubeconfig")]
+    pub(crate) context: Option<String>,
+    /// Instead of an API server: dir:PATH is a folder of manifests, which is followed. Pods need spec.nodeName and
+    /// status.podIPs. Put files in place by renaming them.
     #[arg(long, value_name = "dir:PATH")]
-    pub(crate) source: SourceName,
+    pub(crate) source: Option<SourceName>,
     /// The node, as in spec.nodeName of its pods.
     #[arg(long, env = "NODE_NAME")]
     pub(crate) node: String,

@@ -7,8 +7,9 @@ use std::time::Duration;
 use ringfence_agent::Agent;
 use ringfence_agent::directory::Directory;
 use ringfence_agent::health::{self, Pages, Status};
+use ringfence_agent::kube::{ConnectError, KubeSource};
 use ringfence_agent::run::{self, Numbered, OnExit, RunError, Settings, explained};
-use ringfence_agent::source::{CAPACITY, SourceError};
+use ringfence_agent::source::{CAPACITY, Event, SourceError};
 use ringfence_dataplane::{ApplyError, Backend, IptablesBackend, NftBackend};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,6 +21,8 @@ use crate::output::Failure;
 enum AgentError {
     #[error("--source: {0}")]
     Source(#[from] SourceError),
+    #[error(transparent)]
+    Kube(#[from] ConnectError),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("cannot open the packet filter: {}", explained(.0))]
@@ -51,8 +54,7 @@ fn run_with<B: Backend<Demand: Numbered>>(
     backend: impl FnOnce() -> Result<B, ApplyError>,
 ) -> Result<(), AgentError> {
     // All that can be wrong with the arguments is said before anything is changed.
-    let SourceName::Directory(path) = &options.source;
-    let source = Directory::open(path)?;
+    let source = Source::open(options)?;
     let mut listeners = Vec::new();
     for (listen, pages) in [(options.health_listen, Pages::Health), (options.metrics_listen, Pages::Metrics)] {
         if let Listen::At(address) = listen {
@@ -82,12 +84,44 @@ fn run_with<B: Backend<Demand: Numbered>>(
         let status = Arc::new(Status::default());
         health::serve(listeners, &status)?;
         let (sender, events) = tokio::sync::mpsc::channel(CAPACITY);
+        tracing::info!(node = options.node, source = source.name(), backend = backend.name(), "started");
         source.follow(sender)?;
-        tracing::info!(node = options.node, source = %path.display(), backend = backend.name(), "started");
         let agent = Agent::new(options.node.as_str().into(), backend);
         run::run(agent, events, stop, settings, &status).await?;
         Ok(())
     })
+}
+
+/// Where the state of the cluster comes from.
+enum Source {
+    Directory(Directory),
+    Kube(Box<KubeSource>),
+}
+
+impl Source {
+    fn open(options: &AgentOptions) -> Result<Source, AgentError> {
+        Ok(match &options.source {
+            Some(SourceName::Directory(path)) => Source::Directory(Directory::open(path)?),
+            None => {
+                let kube = KubeSource::open(options.kubeconfig.as_deref(), options.context.as_deref())?;
+                Source::Kube(Box::new(kube))
+            }
+        })
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Source::Directory(directory) => directory.path().display().to_string(),
+            Source::Kube(kube) => kube.server(),
+        }
+    }
+
+    fn follow(self, events: tokio::sync::mpsc::Sender<Event>) -> io::Result<()> {
+        match self {
+            Source::Directory(directory) => directory.follow(events),
+            Source::Kube(kube) => kube.follow(events, None),
+        }
+    }
 }
 
 fn log_to_standard_error(format: LogFormat) {

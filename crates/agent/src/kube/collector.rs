@@ -1,0 +1,161 @@
+//! Puts the kinds together: one first state, then updates, and whether all of it can be read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use futures::stream::{SelectAll, unfold};
+use ringfence_k8s::api::Kind;
+use ringfence_model::{Object, ObjectKey};
+use tokio::sync::mpsc::{Receiver, Sender};
+
+use super::book::Diagnostics;
+use super::follower::News;
+use crate::Change;
+use crate::source::{Event, SourceError, Update};
+
+/// How many pieces of news become one update at most.
+const BATCH: usize = 1024;
+
+/// What the kinds have told, on its way to the loop.
+pub(super) struct Collector<'a> {
+    server: Arc<str>,
+    events: &'a Sender<Event>,
+    /// Until every kind has been listed: what is known so far.
+    first: Option<First>,
+    /// The kinds that cannot be read, and what was said about it.
+    failing: BTreeMap<Kind, String>,
+    diagnostics: BTreeMap<Kind, Diagnostics>,
+}
+
+#[derive(Default)]
+struct First {
+    listed: BTreeSet<Kind>,
+    objects: BTreeMap<ObjectKey, Object>,
+}
+
+/// What becomes of pieces of news that came together.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<Change>,
+    has_diagnostics: bool,
+    has_recovered: bool,
+    failures: Vec<SourceError>,
+}
+
+impl Collector<'_> {
+    pub(super) fn new(server: Arc<str>, events: &Sender<Event>) -> Collector<'_> {
+        Collector {
+            server,
+            events,
+            first: Some(First::default()),
+            failing: BTreeMap::new(),
+            diagnostics: BTreeMap::new(),
+        }
+    }
+
+    /// Hands over what the kinds tell, until nobody listens or nobody tells.
+    pub(super) async fn collect(&mut self, inputs: Vec<(Kind, Receiver<News>)>) {
+        let mut news = SelectAll::new();
+        for (kind, input) in inputs {
+            let stream = unfold(input, move |mut input| async move { Some(((kind, input.recv().await?), input)) });
+            news.push(Box::pin(stream));
+        }
+        let mut news = news.ready_chunks(BATCH);
+        while let Some(chunk) = news.next().await {
+            for event in self.take(chunk) {
+                if self.events.send(event).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What the loop hears of news that came together.
+    fn take(&mut self, news: Vec<(Kind, News)>) -> Vec<Event> {
+        let mut batch = Batch::default();
+        for (kind, news) in news {
+            match news {
+                News::Listed(listed, diagnostics) => {
+                    let objects = listed.objects.into_iter().map(Change::Apply);
+                    let changes = listed.gone.into_iter().map(Change::Delete).chain(objects);
+                    self.changed(&mut batch, changes, kind, diagnostics);
+                    self.works(&mut batch, kind);
+                    self.listed(&mut batch, kind);
+                }
+                News::Changed(changes, diagnostics) => self.changed(&mut batch, changes, kind, diagnostics),
+                News::Works => self.works(&mut batch, kind),
+                News::Failed(doing, failure) => {
+                    let why = failure.explained(kind);
+                    // Kinds fail by turns. What is no news is not repeated.
+                    if self.failing.get(&kind) != Some(&why) {
+                        self.failing.insert(kind, why.clone());
+                        let doing = format!("{doing} {}", kind.resource());
+                        batch.failures.push(SourceError::Server { server: self.server.clone(), doing, why });
+                    }
+                }
+            }
+        }
+        self.events(batch)
+    }
+
+    fn changed(
+        &mut self,
+        batch: &mut Batch,
+        changes: impl IntoIterator<Item = Change>,
+        kind: Kind,
+        diagnostics: Option<Diagnostics>,
+    ) {
+        match &mut self.first {
+            None => batch.changes.extend(changes),
+            Some(first) => changes.into_iter().for_each(|change| first.apply(change)),
+        }
+        if let Some(diagnostics) = diagnostics {
+            self.diagnostics.insert(kind, diagnostics);
+            batch.has_diagnostics = true;
+        }
+    }
+
+    fn works(&mut self, batch: &mut Batch, kind: Kind) {
+        batch.has_recovered |= self.failing.remove(&kind).is_some();
+    }
+
+    /// With the last kind, the first state is complete.
+    fn listed(&mut self, batch: &mut Batch, kind: Kind) {
+        let Some(first) = &mut self.first else { return };
+        first.listed.insert(kind);
+        if first.listed.len() == Kind::ALL.len()
+            && let Some(first) = self.first.take()
+        {
+            batch.changes.push(Change::Reset(first.objects.into_values().collect()));
+        }
+    }
+
+    fn events(&self, batch: Batch) -> Vec<Event> {
+        let mut events = Vec::new();
+        let works = self.failing.is_empty();
+        let tells = !batch.changes.is_empty() || batch.has_diagnostics || (batch.has_recovered && works);
+        if tells && self.first.is_none() {
+            let diagnostics = self.diagnostics.values().flat_map(BTreeMap::values).flatten().cloned().collect();
+            let update = Update { changes: batch.changes, diagnostics };
+            events.push(if works { Event::Update(update) } else { Event::Partial(update) });
+        }
+        events.extend(batch.failures.into_iter().map(Event::Failed));
+        events
+    }
+}
+
+impl First {
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Apply(object) => {
+                self.objects.insert(object.key(), object);
+            }
+            Change::Delete(key) => {
+                self.objects.remove(&key);
+            }
+            // Followers tell of single objects only.
+            Change::Reset(_) | Change::Relist(..) => {}
+        }
+    }
+}
