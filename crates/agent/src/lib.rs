@@ -11,6 +11,7 @@ pub mod health;
 pub mod kube;
 pub mod run;
 pub mod source;
+pub mod succession;
 pub mod trouble;
 mod window;
 

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use crate::backoff::Backoff;
 use crate::health::Status;
 use crate::source::{CAPACITY, Event, Update};
+use crate::succession::Succession;
 use crate::window::Window;
 use crate::{Agent, Change, SyncError};
 
@@ -74,7 +75,7 @@ impl Numbered for Acl {
 ///
 /// Nothing is written before the first complete state. When writing fails, what is in force stays, and it is tried again
 /// after a pause that grows; events are taken in meanwhile. When the source fails, the last state stays in force and is
-/// still guarded against others.
+/// still guarded against others. What other packet filters hold is cleared once the first program is in force.
 ///
 /// # Errors
 /// See [`RunError`].
@@ -83,9 +84,10 @@ pub async fn run<B: Backend<Demand: Numbered>>(
     mut events: Receiver<Event>,
     stop: impl Future<Output = ()>,
     settings: Settings,
+    succession: Succession,
     status: &Status,
 ) -> Result<(), RunError> {
-    let mut node = Node::new(agent, settings.resync, status);
+    let mut node = Node::new(agent, settings.resync, succession, status);
     let mut stop = pin!(stop);
     let mut batch = Vec::new();
     loop {
@@ -119,6 +121,7 @@ pub async fn run<B: Backend<Demand: Numbered>>(
 /// The loop's state.
 struct Node<'a, B: Backend> {
     agent: Agent<B>,
+    succession: Succession,
     status: &'a Status,
     window: Window,
     backoff: Backoff,
@@ -134,9 +137,10 @@ struct Node<'a, B: Backend> {
 }
 
 impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
-    fn new(agent: Agent<B>, resync: Duration, status: &'a Status) -> Node<'a, B> {
+    fn new(agent: Agent<B>, resync: Duration, succession: Succession, status: &'a Status) -> Node<'a, B> {
         Node {
             agent,
+            succession,
             status,
             window: Window::default(),
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
@@ -234,6 +238,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         self.window.close(Instant::now());
         match result {
             Ok(outcome) => {
+                self.succession.in_force();
                 match &outcome {
                     Outcome::Unchanged => {}
                     Outcome::Updated(_) => self.status.applied("update", took),
@@ -262,6 +267,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             }
             Err(error) => self.out_of_sync(&error),
         }
+        self.succession.retry();
         self.say_remarks();
     }
 
@@ -402,7 +408,7 @@ mod tests {
             let seen = status.clone();
             let task = tokio::task::spawn_local(async move {
                 let stop = async { stopped.await.unwrap_or(()) };
-                run(agent, receiver, stop, settings, &seen).await
+                run(agent, receiver, stop, settings, Succession::none(), &seen).await
             });
             Running { backend, status, events, stop, task }
         }

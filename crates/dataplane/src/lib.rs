@@ -12,6 +12,7 @@
 //! such transactions; its documentation says what takes their place.
 
 mod backend;
+mod clear;
 pub mod conformance;
 mod diff;
 pub mod fake;
@@ -21,6 +22,7 @@ pub mod notation;
 mod reconcile;
 
 pub use backend::{Applied, ApplyError, Backend, Demand};
+pub use clear::{Cleared, PacketFilter, clear_all_but};
 pub use diff::{MapDiff, ProgramDiff, SideDiff};
 pub use iptables::{AclDiff, IptablesBackend, IptablesOptions};
 pub use nft::{DenyAction, NftBackend, NftOptions};

@@ -68,9 +68,9 @@ pub(crate) enum Command {
     Cni(CniCommand),
     /// Remove everything ringfence has put into this host's packet filter.
     Cleanup {
-        /// The packet filter.
-        #[arg(long, value_enum, default_value_t = BackendName::Nftables)]
-        backend: BackendName,
+        /// Only from this packet filter. Default: from all.
+        #[arg(long, value_enum)]
+        backend: Option<BackendName>,
     },
     /// Say which ringfence this is.
     Version {

@@ -43,6 +43,7 @@
 //! refusals are silent; the sender tries again. A crash in between leaves that silence and what both lists allow.
 //!
 
+mod clear;
 mod diff;
 mod layout;
 mod listing;
@@ -69,11 +70,13 @@ pub use diff::AclDiff;
 pub use options::{InvalidMark, IptablesOptions, Mark, Variant};
 
 use crate::backend::{Applied, ApplyError, Backend};
+pub(crate) use clear::clear_variants_but;
 use layout::Layout;
 use listing::{Stock, set_kind, set_members};
 use name::{Edition, Names};
 use plan::{Capacities, Step, Update, Work};
-use tools::{Failure, Tools, grace};
+pub(crate) use tools::grace;
+use tools::{Failure, Tools};
 
 /// How often to try to destroy a set: the kernel lets go of deleted rules a moment later.
 const DESTROY_ATTEMPTS: u32 = 50;
@@ -465,7 +468,6 @@ impl Backend for IptablesBackend {
         Ok(applied)
     }
 
-    /// Removes ours from both variants, and touches only one that has something of ours.
     fn remarks(&self) -> Vec<String> {
         let mut remarks = self.notes.clone();
         remarks.extend(self.refused.iter().map(|RefusedPolicy { namespace, policy, reason }| {
@@ -510,19 +512,15 @@ impl Backend for IptablesBackend {
         Ok(true)
     }
 
+    /// Removes ours from both variants, and touches only one that has something of ours.
     fn cleanup(&mut self) -> Result<(), ApplyError> {
         self.edition = None;
         self.refused.clear();
         if let Ok(other) = Tools::find(self.tools.variant.other()) {
-            let mut families = BTreeMap::new();
-            for family in &other.families {
-                families.insert(*family, other.listing(*family)?);
-            }
-            let steps = plan::cleanup(&Stock { families, sets: Vec::new() });
             let ours = std::mem::replace(&mut self.tools, other);
-            let result = self.run(&steps);
+            let deleted = self.delete_chains();
             self.tools = ours;
-            result.map_err(|stopped| stopped.error)?;
+            deleted?;
         }
         let steps = plan::cleanup(&self.tools.stock()?);
         self.run(&steps).map_err(|stopped| stopped.error)?;

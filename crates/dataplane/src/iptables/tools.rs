@@ -46,7 +46,7 @@ pub(super) struct Tools {
 /// A tool is missing.
 #[derive(Debug, thiserror::Error)]
 #[error("{tool} is not installed: install the package {package}")]
-struct Missing {
+pub(super) struct Missing {
     tool: String,
     package: &'static str,
 }
@@ -153,8 +153,13 @@ impl Tools {
         let listing = |family: &Family| Ok((*family, self.listing(*family)?));
         Ok(Stock {
             families: self.families.iter().map(listing).collect::<Result<_, ApplyError>>()?,
-            sets: set_names(&self.ask_ipset(&["list", "-name"])?),
+            sets: self.sets()?,
         })
+    }
+
+    /// The names of our sets.
+    pub(super) fn sets(&self) -> Result<Vec<String>, ApplyError> {
+        Ok(set_names(&self.ask_ipset(&["list", "-name"])?))
     }
 
     /// All sets with their members, others' too.
@@ -231,7 +236,7 @@ fn is_busy(said: &str) -> bool {
 ///
 /// Netfilter's hooks run in RCU read sections, and the system call waits for all of those. With one CPU it does not
 /// have to wait, and where CPUs are kept free of interrupts it cannot.
-pub(super) fn grace() {
+pub(crate) fn grace() {
     let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
     if !online.contains(['-', ',']) || membarrier(MembarrierCommand::Global).is_err() {
         thread::sleep(GRACE);
@@ -246,13 +251,13 @@ fn default_variant() -> Option<Variant> {
 }
 
 /// A kernel without IPv6 has no such file.
-fn families() -> Vec<Family> {
+pub(super) fn families() -> Vec<Family> {
     let present = |family: &Family| *family == Family::V4 || Path::new("/proc/thread-self/net/if_inet6").exists();
     Family::ALL.into_iter().filter(present).collect()
 }
 
 /// Whether the legacy tables of a family are in the kernel, one or any. Merely asking for one would load it.
-fn legacy_has(family: Family, table: Option<&str>) -> bool {
+pub(super) fn legacy_has(family: Family, table: Option<&str>) -> bool {
     let names = match family {
         Family::V4 => "/proc/thread-self/net/ip_tables_names",
         Family::V6 => "/proc/thread-self/net/ip6_tables_names",

@@ -98,6 +98,18 @@ impl NftBackend {
         }
         Err(ApplyError::Contended { attempts: ATTEMPTS })
     }
+
+    /// Deletes our table. Whether there was one.
+    pub(crate) fn delete_table(&mut self) -> Result<bool, ApplyError> {
+        let applied = self.look_and_change(|socket| {
+            let present = inventory::inventory(socket)?;
+            Ok(present.map(|present| match present.table {
+                TableState::Absent => Vec::new(),
+                TableState::Good | TableState::Flagged => vec![Op::DeleteTable],
+            }))
+        })?;
+        Ok(applied.messages > 0)
+    }
 }
 
 impl Backend for NftBackend {
@@ -135,14 +147,7 @@ impl Backend for NftBackend {
     }
 
     fn cleanup(&mut self) -> Result<(), ApplyError> {
-        self.look_and_change(|socket| {
-            let present = inventory::inventory(socket)?;
-            Ok(present.map(|present| match present.table {
-                TableState::Absent => Vec::new(),
-                TableState::Good | TableState::Flagged => vec![Op::DeleteTable],
-            }))
-        })
-        .map(|_| ())
+        self.delete_table().map(|_| ())
     }
 }
 

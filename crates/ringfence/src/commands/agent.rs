@@ -10,7 +10,8 @@ use ringfence_agent::health::{self, Pages, Status};
 use ringfence_agent::kube::{ConnectError, KubeSource};
 use ringfence_agent::run::{self, Numbered, OnExit, RunError, Settings, explained};
 use ringfence_agent::source::{CAPACITY, Event, SourceError};
-use ringfence_dataplane::{ApplyError, Backend, IptablesBackend, NftBackend};
+use ringfence_agent::succession::Succession;
+use ringfence_dataplane::{ApplyError, Backend, IptablesBackend, NftBackend, PacketFilter, clear_all_but};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{AgentOptions, BackendName, Listen, LogFormat, OnExitName, SourceName};
@@ -37,8 +38,14 @@ pub(super) fn run(options: &AgentOptions) -> Result<ExitCode, Failure> {
     options.filter.check()?;
     log_to_standard_error(options.log_format);
     let ended = match options.filter.backend {
-        BackendName::Nftables => run_with(options, || NftBackend::new(options.filter.nft())),
-        BackendName::Iptables => run_with(options, || IptablesBackend::open(options.filter.iptables())),
+        BackendName::Nftables => {
+            run_with(options, || NftBackend::new(options.filter.nft()), |_| PacketFilter::Nftables)
+        }
+        BackendName::Iptables => run_with(
+            options,
+            || IptablesBackend::open(options.filter.iptables()),
+            |backend| PacketFilter::Iptables(backend.variant()),
+        ),
     };
     match ended {
         Ok(()) => Ok(ExitCode::SUCCESS),
@@ -52,6 +59,7 @@ pub(super) fn run(options: &AgentOptions) -> Result<ExitCode, Failure> {
 fn run_with<B: Backend<Demand: Numbered>>(
     options: &AgentOptions,
     backend: impl FnOnce() -> Result<B, ApplyError>,
+    packet_filter: impl FnOnce(&B) -> PacketFilter,
 ) -> Result<(), AgentError> {
     // All that can be wrong with the arguments is said before anything is changed.
     let source = Source::open(options)?;
@@ -63,6 +71,7 @@ fn run_with<B: Backend<Demand: Numbered>>(
         }
     }
     let backend = backend().map_err(AgentError::Backend)?;
+    let in_use = packet_filter(&backend);
     let settings = Settings {
         resync: Duration::from_secs(options.resync.into()),
         on_exit: match options.on_exit {
@@ -87,7 +96,8 @@ fn run_with<B: Backend<Demand: Numbered>>(
         tracing::info!(node = options.node, source = source.name(), backend = backend.name(), "started");
         source.follow(sender)?;
         let agent = Agent::new(options.node.as_str().into(), backend);
-        run::run(agent, events, stop, settings, &status).await?;
+        let succession = Succession::new(move || clear_others(in_use));
+        run::run(agent, events, stop, settings, succession, &status).await?;
         Ok(())
     })
 }
@@ -122,6 +132,18 @@ impl Source {
             Source::Kube(kube) => kube.follow(events, None),
         }
     }
+}
+
+/// Removes what agents have left that ran with another packet filter.
+fn clear_others(in_use: PacketFilter) -> Result<(), ApplyError> {
+    let cleared = clear_all_but(Some(in_use))?;
+    for filter in cleared.removed {
+        tracing::info!("removed what ringfence had put into {filter}: {in_use} has taken over");
+    }
+    for (filter, error) in cleared.unseen {
+        tracing::debug!("if an agent has left anything in {filter}, it is still there: {}", explained(&error));
+    }
+    Ok(())
 }
 
 fn log_to_standard_error(format: LogFormat) {

@@ -32,7 +32,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         Command::Agent(options) => agent::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Cni(command) => cni::run(command, &messages),
-        Command::Cleanup { backend } => cleanup::run(*backend),
+        Command::Cleanup { backend } => cleanup::run(*backend, &messages),
         Command::Version { output } => version::run(*output),
         Command::Completions { shell } => manual::completions(*shell),
         Command::Man { dir } => manual::pages(dir.as_deref()),
