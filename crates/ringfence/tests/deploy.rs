@@ -1,5 +1,11 @@
 //! What is deployed fits what was built: the manifests in `deploy/`, the chart they come from, and the command.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it left out"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -134,11 +140,9 @@ fn it_runs_on_every_node_and_is_replaced_one_by_one() {
     assert_eq!(pod.node_selector, Some(BTreeMap::from([("kubernetes.io/os".to_owned(), "linux".to_owned())])));
 }
 
-/// The command's own parser, up to what only a cluster can tell.
-#[test]
-fn the_command_knows_its_arguments() {
-    let pod = pod();
-    for container in containers(&pod) {
+/// The command's own parser knows the arguments of every container, up to what only a cluster can tell.
+fn assert_known_arguments(pod: &PodSpec) {
+    for container in containers(pod) {
         assert_eq!(container.command, None, "the image's own");
         let arguments = container.args.clone().unwrap();
         // --help ends the parsing with success, if everything before it is understood.
@@ -151,6 +155,11 @@ fn the_command_knows_its_arguments() {
             assert!(environment.contains(&used.0), "{}: {}", container.name, used.0);
         }
     }
+}
+
+#[test]
+fn the_command_knows_its_arguments() {
+    assert_known_arguments(&pod());
     let wrong = ["agent", "--node=$(NODE_NAME)", "--no-such-option", "--help"];
     assert!(!Command::new(env!("CARGO_BIN_EXE_ringfence")).args(wrong).output().unwrap().status.success());
 }
@@ -209,6 +218,60 @@ fn the_manifests_are_what_the_chart_gives() {
     let output = Command::new(root().join("scripts/manifests")).arg("--check").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     println!("{}", String::from_utf8_lossy(&output.stdout));
+}
+
+/// What else the chart can give, where helm is installed (or HELM names it).
+#[test]
+fn the_chart_gives_what_values_ask_for() {
+    let values = "
+agent: {backend: iptables, onExit: cleanup, extraArgs: [--resync=10]}
+iptables: {variant: legacy, mark: '0x40', podIpRanges: [10.0.0.0/8, 'fd00::/8']}
+apiServer: {host: api.example, port: 443}
+health: {address: '::1', port: 1}
+metrics: {address: '::', port: 2}
+podMonitor: {enabled: true}
+";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), values).unwrap();
+    let helm = std::env::var_os("HELM").unwrap_or_else(|| "helm".into());
+    let chart = root().join("deploy/helm/ringfence");
+    let rendered = Command::new(helm).args(["template", "other"]).arg(chart).arg("-f").arg(file.path()).output();
+    let output = match rendered {
+        Ok(output) => output,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return println!("skipped: helm is not installed");
+        }
+        Err(error) => panic!("{error}"),
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let objects: Vec<Value> = serde_saphyr::from_multiple(&String::from_utf8(output.stdout).unwrap()).unwrap();
+    assert!(objects.iter().any(|object| object["kind"] == "PodMonitor"));
+    let daemons: DaemonSet = strict(objects.iter().find(|object| object["kind"] == "DaemonSet").unwrap());
+    let pod = daemons.spec.unwrap().template.spec.unwrap();
+    assert_known_arguments(&pod);
+    let agent = agent(&pod);
+    let arguments = agent.args.as_ref().unwrap();
+    for expected in [
+        "--backend=iptables",
+        "--iptables=legacy",
+        "--mark=0x40",
+        "--pod-ip-range=10.0.0.0/8",
+        "--pod-ip-range=fd00::/8",
+        "--health-listen=[::1]:1",
+        "--metrics-listen=[::]:2",
+        "--on-exit=cleanup",
+        "--resync=10",
+    ] {
+        assert!(arguments.iter().any(|argument| argument == expected), "{expected}: {arguments:?}");
+    }
+    let capabilities = agent.security_context.as_ref().unwrap().capabilities.as_ref().unwrap();
+    assert_eq!(capabilities.add.as_deref(), Some(&["NET_ADMIN".to_owned(), "NET_RAW".to_owned()][..]));
+    // A probe has no brackets around an IPv6 address.
+    let probe = agent.liveness_probe.as_ref().unwrap().http_get.as_ref().unwrap();
+    assert_eq!(probe.host.as_deref(), Some("::1"));
+    assert!(agent.volume_mounts.iter().flatten().any(|mount| mount.mount_path == "/run/xtables.lock"));
+    let server: Vec<_> = agent.env.iter().flatten().filter_map(|variable| variable.value.as_deref()).collect();
+    assert_eq!(server, ["api.example", "443"]);
 }
 
 /// The paths of all values, without what is inside of values that are handed on as they are.
