@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use ringfence_model::{
     Labels, Namespace, Node, Object, ObjectKey, ObjectKind, Phase, Pod, PodId, Policy, PolicyId, Tier,
 };
 
+use crate::guard::disjoint;
 use crate::pod_class::{PodClass, PodClassId, PodClasses};
 
 /// The objects of a cluster. Its content follows from the last value applied for each object, in whatever order they came.
@@ -207,6 +209,12 @@ impl Cluster {
         (self.pods.len(), self.classes.iter().count())
     }
 
+    /// Where the pods of a node get their addresses from (`spec.podCIDRs`): disjoint, in order, without host bits. Nothing
+    /// when the node does not say or is not known.
+    pub fn pod_ranges(&self, node: &str) -> Vec<IpNet> {
+        self.node(node).map_or_else(Vec::new, |node| disjoint(&node.pod_cidrs))
+    }
+
     pub(crate) fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
     }
@@ -244,6 +252,17 @@ impl Cluster {
     /// The addresses that members of a pod class list. They own them unless another pod does.
     pub(crate) fn member_addresses<'a>(&'a self, class: &'a PodClass) -> impl Iterator<Item = IpAddr> + 'a {
         class.members().filter_map(|id| self.pods.get(id)).flat_map(|entry| entry.pod.addresses.iter().copied())
+    }
+
+    /// Whether a pod owns an address and somebody enforces its policies: that takes a node.
+    pub(crate) fn knows(&self, address: IpAddr) -> bool {
+        let owner = self.owner(address).and_then(|id| self.pods.get(id));
+        owner.is_some_and(|entry| entry.pod.node.is_some())
+    }
+
+    /// All addresses that it knows.
+    pub(crate) fn known_addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.claims.keys().copied().filter(|address| self.knows(*address))
     }
 
     fn owner(&self, address: IpAddr) -> Option<&PodId> {

@@ -11,6 +11,7 @@ use crate::cluster::{Cluster, Touched};
 use crate::compiler::Compiler;
 use crate::digest::{Digest, Digester};
 use crate::gate::{Admission, Gate, GateId};
+use crate::guard::{UnknownPods, Watch};
 use crate::pod_class::{PodClass, PodClassId};
 use crate::port_table::PortTable;
 use crate::program::{ClassId, Program, Side, Subject};
@@ -28,6 +29,7 @@ pub struct NodeCompiler {
     numbers_version: u64,
     ingress: SideCompiler,
     egress: SideCompiler,
+    watch: Watch,
     fresh: bool,
 }
 
@@ -41,6 +43,7 @@ impl NodeCompiler {
             numbers_version: 0,
             ingress: SideCompiler::new(Direction::Ingress),
             egress: SideCompiler::new(Direction::Egress),
+            watch: Watch::default(),
             fresh: true,
         }
     }
@@ -51,9 +54,14 @@ impl NodeCompiler {
     /// their policies, labels of namespaces) is compiled per pod class; members are looked at only where the gates that
     /// the class passes changed.
     pub fn compile(&mut self, cluster: &Cluster, touched: &Touched) -> Program {
-        if touched.everything || self.fresh {
-            *self = NodeCompiler { generation: self.generation, ..NodeCompiler::new(self.node.clone()) };
-            self.fresh = false;
+        let all = touched.everything || self.fresh;
+        if all {
+            *self = NodeCompiler {
+                generation: self.generation,
+                watch: std::mem::take(&mut self.watch),
+                fresh: false,
+                ..NodeCompiler::new(self.node.clone())
+            };
             self.compile_rules(cluster);
         } else if self.rules_may_differ(cluster, touched) {
             self.compile_rules(cluster);
@@ -70,6 +78,7 @@ impl NodeCompiler {
             node_addresses: node.into_iter().flat_map(|node| node.addresses.iter().copied()).collect(),
             ingress: self.ingress.side.clone(),
             egress: self.egress.side.clone(),
+            guard: self.watch.follow(cluster, touched, &self.node, all).clone(),
         }
     }
 
@@ -94,6 +103,11 @@ impl Compiler for NodeCompiler {
 
     fn for_node(node: Arc<str>) -> NodeCompiler {
         NodeCompiler::new(node)
+    }
+
+    fn with_unknown_pods(mut self, unknown: UnknownPods) -> NodeCompiler {
+        self.watch.unknown = unknown;
+        self
     }
 
     fn compile(&mut self, cluster: &Cluster, touched: &Touched) -> Program {

@@ -10,6 +10,7 @@ use imbl::OrdMap;
 use ringfence_model::{Direction, Flow};
 
 use crate::gate::{Admission, Gate, GateId};
+use crate::guard::Guard;
 use crate::port_table::PortTable;
 
 /// What one node must enforce.
@@ -27,6 +28,8 @@ pub struct Program {
     pub ingress: Side,
     /// Connections from local pods; the peer is the destination.
     pub egress: Side,
+    /// Which addresses of local pods are unknown, and refused in both directions. An isolated pod's address is not.
+    pub guard: Guard,
 }
 
 /// One direction of a [`Program`].
@@ -90,6 +93,8 @@ pub enum Because {
     Gate(GateId),
     /// The port is closed to every peer.
     Closed,
+    /// No known pod has that address. NetworkPolicy does not ask for this: see [`UnknownPods`](crate::UnknownPods).
+    UnknownPod,
 }
 
 /// What the program says about a flow.
@@ -117,6 +122,7 @@ impl Program {
             node_addresses: BTreeSet::new(),
             ingress: Side::default(),
             egress: Side::default(),
+            guard: Guard::default(),
         }
     }
 
@@ -136,22 +142,34 @@ impl Program {
         }
     }
 
+    /// Whether no known pod has an address, although pods of this node have such. Traffic of the node itself passes hooks
+    /// where nobody asks.
+    fn is_unknown(&self, address: IpAddr) -> bool {
+        self.guard.refuses(address) && !self.node_addresses.contains(&address)
+    }
+
     fn eval_side(&self, side: &Side, flow: &Flow, subject: IpAddr, peer: IpAddr) -> SideVerdict {
         let yes = |because| SideVerdict { allowed: true, because };
-        let Some(isolated) = side.subjects.get(&subject) else {
+        let no = |because| SideVerdict { allowed: false, because };
+        let unknown = self.is_unknown(subject);
+        let isolated = side.subjects.get(&subject);
+        if isolated.is_none() && !unknown {
             return yes(Because::NotIsolated);
-        };
+        }
         if flow.transport.is_neighbour_discovery() {
             return yes(Because::NeighbourDiscovery);
         }
-        if subject == peer {
+        if subject == peer && !unknown {
             return yes(Because::SameAddress);
         }
         if self.node_addresses.contains(&peer) {
             return yes(Because::OwnNode);
         }
+        let Some(isolated) = isolated.filter(|_| !unknown) else {
+            return no(Because::UnknownPod);
+        };
         match isolated.ports.admission(flow.transport) {
-            None => SideVerdict { allowed: false, because: Because::Closed },
+            None => no(Because::Closed),
             Some(Admission::Anyone) => yes(Because::Anyone),
             Some(Admission::Gate(gate)) => {
                 SideVerdict { allowed: side.passes(peer, gate), because: Because::Gate(gate) }

@@ -115,6 +115,10 @@ fn check_sets(acl: &Acl) {
             }
         }
     }
+    if let Some(guard) = &acl.guard {
+        assert!(!guard.ranges.is_empty());
+        refer(guard.known, SetRole::Known);
+    }
     let found: BTreeMap<SetId, SetRole> = acl.sets.iter().map(|(id, set)| (*id, set.role)).collect();
     assert_eq!(found, used);
     for set in acl.sets.values() {

@@ -238,6 +238,36 @@ pub const SEQUENCES: &[(&str, &str)] = &[
         ingress peer 10.9.0.1 a",
     ),
     (
+        "ranges are guarded, pods become known and unknown",
+        "ingress pod 10.0.0.1 default/web-0
+        ---
+        guard 10.0.0.0/24
+        known 10.0.0.1
+        ingress pod 10.0.0.1 default/web-0
+        ---
+        guard 10.0.0.0/24
+        known 10.0.0.1
+        known 10.0.0.2
+        known 10.0.0.3
+        ingress pod 10.0.0.1 default/web-0
+        egress pod 10.0.0.2 default/web-1
+        ---
+        guard 10.0.0.0/24
+        guard fd00::/60
+        known 10.0.0.1
+        known 10.0.0.3
+        known fd00::1
+        ingress pod 10.0.0.1 default/web-0
+        ---
+        guard fd00::/60
+        ---
+        guard 10.0.0.0/25
+        guard fd00::/64
+        known 10.0.0.3
+        known fd00::1
+        ---",
+    ),
+    (
         "a pod and its block pass different gates",
         "ingress pod 10.0.0.1 default/web-0
         ingress port 10.0.0.1 TCP/80 1

@@ -8,8 +8,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet, ordset};
+use ipnet::IpNet;
 use ringfence_compile::{ClassId, Gate, GateId, NodeCompiler, Program, Side, Subject};
 use ringfence_model::Direction;
 
@@ -59,6 +60,14 @@ pub struct ProgramDiff {
     pub node_addresses_added: Vec<IpAddr>,
     /// Addresses the node has lost.
     pub node_addresses_removed: Vec<IpAddr>,
+    /// Ranges that are guarded now.
+    pub ranges_added: Vec<IpNet>,
+    /// Ranges that are not guarded any more.
+    pub ranges_removed: Vec<IpNet>,
+    /// Addresses in guarded ranges that are known now.
+    pub known_added: Vec<IpAddr>,
+    /// Addresses in guarded ranges that are not known any more, or whose range is not guarded.
+    pub known_removed: Vec<IpAddr>,
 }
 
 impl<K, V> Default for MapDiff<K, V> {
@@ -125,11 +134,20 @@ impl SideDiff {
 impl ProgramDiff {
     /// From `from` to `to`.
     pub fn between(from: &Program, to: &Program) -> ProgramDiff {
+        let without = |some: &[IpNet], others: &[IpNet]| -> Vec<IpNet> {
+            some.iter().filter(|range| !others.contains(range)).copied().collect()
+        };
+        let (old, new) = (from.guard.ranges(), to.guard.ranges());
+        let (known_added, known_removed) = of_shared_sets(from.guard.known(), to.guard.known());
         ProgramDiff {
             ingress: SideDiff::between(&from.ingress, &to.ingress),
             egress: SideDiff::between(&from.egress, &to.egress),
             node_addresses_added: to.node_addresses.difference(&from.node_addresses).copied().collect(),
             node_addresses_removed: from.node_addresses.difference(&to.node_addresses).copied().collect(),
+            ranges_added: without(new, old),
+            ranges_removed: without(old, new),
+            known_added,
+            known_removed,
         }
     }
 
@@ -147,7 +165,23 @@ impl ProgramDiff {
             && self.egress.is_empty()
             && self.node_addresses_added.is_empty()
             && self.node_addresses_removed.is_empty()
+            && self.ranges_added.is_empty()
+            && self.ranges_removed.is_empty()
+            && self.known_added.is_empty()
+            && self.known_removed.is_empty()
     }
+}
+
+/// What the second set has more, and what it has not. Skips the parts that they share.
+fn of_shared_sets<T: Ord + Clone>(from: &OrdSet<T>, to: &OrdSet<T>) -> (Vec<T>, Vec<T>) {
+    let (mut added, mut removed) = (Vec::new(), Vec::new());
+    for item in from.diff(to) {
+        match item {
+            ordset::DiffItem::Add(item) => added.push(item.clone()),
+            ordset::DiffItem::Remove(item) => removed.push(item.clone()),
+        }
+    }
+    (added, removed)
 }
 
 /// Counts, for logs: `ingress +1 ~0 -0 peers`; what did not change is left out.
@@ -175,6 +209,8 @@ impl fmt::Display for ProgramDiff {
             }
         }
         count(f, "node addresses", self.node_addresses_added.len(), 0, self.node_addresses_removed.len())?;
+        count(f, "guarded ranges", self.ranges_added.len(), 0, self.ranges_removed.len())?;
+        count(f, "known addresses", self.known_added.len(), 0, self.known_removed.len())?;
         if self.is_empty() { f.write_str("no difference") } else { Ok(()) }
     }
 }

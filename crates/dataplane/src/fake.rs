@@ -6,7 +6,8 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ringfence_compile::{Admission, ClassId, Gate, GateId, Program, Side, Subject};
+use ipnet::IpNet;
+use ringfence_compile::{Admission, ClassId, Gate, GateId, Guard, Program, Side, Subject};
 use ringfence_model::Direction;
 
 use crate::backend::{Applied, ApplyError, Backend};
@@ -44,6 +45,8 @@ struct Enforced {
     node_addresses: BTreeSet<IpAddr>,
     ingress: Tables,
     egress: Tables,
+    ranges: BTreeSet<IpNet>,
+    known: BTreeSet<IpAddr>,
 }
 
 /// The fake.
@@ -140,7 +143,7 @@ impl Backend for FakeBackend {
     fn replace(&mut self, program: &Program) -> Result<Applied, ApplyError> {
         let enforced = Enforced::of(program);
         enforced.check().map_err(refused)?;
-        let elements_added = enforced.ingress.len() + enforced.egress.len();
+        let elements_added = enforced.ingress.len() + enforced.egress.len() + enforced.known.len();
         let applied = Applied { elements_added, messages: 1, ..Applied::default() };
         self.commit(Some(enforced), Transaction::Replace(Box::new(program.clone())), applied)
     }
@@ -153,16 +156,12 @@ impl Backend for FakeBackend {
         for direction in Direction::ALL {
             enforced.tables(direction).apply(diff.side(direction), &mut applied).map_err(refused)?;
         }
-        for address in &diff.node_addresses_removed {
-            if !enforced.node_addresses.remove(address) {
-                return Err(refused(missing(address)));
-            }
-        }
-        for address in &diff.node_addresses_added {
-            if !enforced.node_addresses.insert(*address) {
-                return Err(refused(present(address)));
-            }
-        }
+        let (removed, added) = (&diff.node_addresses_removed, &diff.node_addresses_added);
+        write_set(&mut enforced.node_addresses, (removed, added)).map_err(refused)?;
+        write_set(&mut enforced.ranges, (&diff.ranges_removed, &diff.ranges_added)).map_err(refused)?;
+        write_set(&mut enforced.known, (&diff.known_removed, &diff.known_added)).map_err(refused)?;
+        applied.elements_removed += diff.known_removed.len();
+        applied.elements_added += diff.known_added.len();
         enforced.check().map_err(refused)?;
         self.commit(Some(enforced), Transaction::Update(Box::new(diff.clone())), applied)
     }
@@ -179,6 +178,8 @@ impl Enforced {
             node_addresses: program.node_addresses.clone(),
             ingress: Tables::of(&program.ingress),
             egress: Tables::of(&program.egress),
+            ranges: program.guard.ranges().iter().copied().collect(),
+            known: program.guard.known().iter().copied().collect(),
         }
     }
 
@@ -189,6 +190,7 @@ impl Enforced {
             node_addresses: self.node_addresses.clone(),
             ingress: self.ingress.to_side(),
             egress: self.egress.to_side(),
+            guard: Guard::new(&Vec::from_iter(self.ranges.iter().copied()), self.known.iter().copied()),
         }
     }
 
@@ -276,6 +278,20 @@ fn write<K: Ord + Clone + fmt::Debug, V: PartialEq + Clone>(
         applied.elements_added += 1;
     }
     Ok(())
+}
+
+/// The same for what is either there or not.
+fn write_set<T: Ord + Copy + fmt::Display>(
+    set: &mut BTreeSet<T>,
+    (removed, added): (&[T], &[T]),
+) -> Result<(), Refusal> {
+    if let Some(item) = removed.iter().find(|item| !set.remove(item)) {
+        return Err(missing(item));
+    }
+    match added.iter().find(|item| !set.insert(**item)) {
+        Some(item) => Err(present(item)),
+        None => Ok(()),
+    }
 }
 
 fn missing(what: impl fmt::Display) -> Refusal {

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! node-address 192.0.2.1
+//! guard 10.0.0.0/24
+//! known 10.0.0.1
 //! ingress pod 10.0.0.1 default/web-0
 //! ingress port 10.0.0.1 TCP/80 1f
 //! ingress port 10.0.0.1 UDP/1000-2000 anyone
@@ -13,7 +15,7 @@
 //! ```
 //!
 //! Names of gates and classes are hexadecimal. What follows a gate's flags is its origin. A pod comes before its ports, a
-//! gate before its blocks.
+//! gate before its blocks, a guarded range before what is known in it.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -21,7 +23,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ringfence_compile::{Admission, ClassId, Gate, GateId, PortTable, Program, ProtocolRange, Side, Subject};
+use ringfence_compile::{Admission, ClassId, Gate, GateId, Guard, PortTable, Program, ProtocolRange, Side, Subject};
 use ringfence_model::{AddressRange, Direction, PortRange, Protocol};
 
 /// A line that says nothing.
@@ -39,6 +41,12 @@ pub fn print(program: &Program) -> String {
     let mut lines = String::new();
     for address in &program.node_addresses {
         line(&mut lines, format_args!("node-address {address}"));
+    }
+    for range in program.guard.ranges() {
+        line(&mut lines, format_args!("guard {range}"));
+    }
+    for address in program.guard.known() {
+        line(&mut lines, format_args!("known {address}"));
     }
     for direction in Direction::ALL {
         let side = program.side(direction);
@@ -103,6 +111,17 @@ fn entry(program: &mut Program, line: &str) -> Option<()> {
         "node-address" => {
             program.node_addresses.insert(rest.parse().ok()?);
             return Some(());
+        }
+        "guard" => {
+            let ranges = [program.guard.ranges(), &[rest.parse().ok()?]].concat();
+            program.guard = Guard::new(&ranges, program.guard.known().iter().copied());
+            return Some(());
+        }
+        "known" => {
+            let address: IpAddr = rest.parse().ok()?;
+            let known = program.guard.known().iter().copied().chain([address]);
+            program.guard = Guard::new(program.guard.ranges(), known);
+            return program.guard.known().contains(&address).then_some(());
         }
         "ingress" => &mut program.ingress,
         "egress" => &mut program.egress,
@@ -194,6 +213,9 @@ mod tests {
     #[test]
     fn what_is_printed_reads_the_same() {
         let text = "node-address 192.0.2.1\n\
+            guard 10.0.0.0/24\n\
+            guard fd00::/64\n\
+            known 10.0.0.1\n\
             ingress pod 10.0.0.1 default/web-0\n\
             ingress port 10.0.0.1 TCP/80 1f\n\
             ingress port 10.0.0.1 UDP/1000-2000 anyone\n\
@@ -208,9 +230,15 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_with_its_line() {
-        for line in
-            ["ingress", "ingress pod", "ingress port 10.0.0.1 TCP/80 1", "egress gate 1 v5", "egress block 1 10.0.0.1"]
-        {
+        for line in [
+            "guard 10.0.0.1-10.0.0.2",
+            "known 10.0.0.1",
+            "ingress",
+            "ingress pod",
+            "ingress port 10.0.0.1 TCP/80 1",
+            "egress gate 1 v5",
+            "egress block 1 10.0.0.1",
+        ] {
             let error = parse("node", &format!("\n{line}")).unwrap_err();
             assert_eq!((error.line, error.text.as_str()), (2, line));
         }

@@ -3,6 +3,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arbitrary::{Result, Unstructured};
+use ipnet::IpNet;
 use ringfence_model::{ContainerPort, Labels, Namespace, Node, Object, Phase, Pod, PodId, Protocol};
 
 use crate::policy::policy;
@@ -34,6 +35,30 @@ pub(crate) const ADDRESSES: [&str; 16] = [
     "2001:db8::7",
 ];
 pub(crate) const NODE_ADDRESSES: [&str; 4] = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "10.0.0.2"];
+
+/// Ranges that overlap, nest, touch and leave some of the addresses out.
+const RANGES: [&str; 8] = [
+    "10.0.0.0/24",
+    "10.0.0.5/25",
+    "10.0.1.0/24",
+    "172.17.0.0/16",
+    "10.0.0.1/32",
+    "0.0.0.0/0",
+    "fd00::/64",
+    "fd00::/48",
+];
+
+/// Ranges for the pods of a node, as `spec.podCIDRs` says them; sometimes none.
+///
+/// # Errors
+/// When the bytes do not suffice, which `arbitrary` treats as the end of input.
+pub fn pod_ranges(u: &mut Unstructured<'_>) -> Result<Vec<IpNet>> {
+    let mut ranges = Vec::new();
+    for _ in 0..u.int_in_range(0..=3)? {
+        ranges.push(u.choose(&RANGES)?.parse().map_err(|_| arbitrary::Error::IncorrectFormat)?);
+    }
+    Ok(ranges)
+}
 
 /// The objects of a small cluster, each identity once: up to 3 namespaces, 2 nodes, 14 pods and 40 policies.
 ///

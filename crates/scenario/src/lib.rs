@@ -8,7 +8,7 @@ mod cluster;
 mod flow;
 mod policy;
 
-pub use cluster::{cluster, object};
+pub use cluster::{cluster, object, pod_ranges};
 pub use flow::flows;
 
 use arbitrary::{Result, Unstructured};

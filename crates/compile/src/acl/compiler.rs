@@ -7,11 +7,12 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use ringfence_model::{Direction, Peer, Peers, Policy, Rule};
 
-use super::described::{Described, Scope, Who};
+use super::described::{Described, Scope, Who, known};
 use super::population::Population;
-use super::{Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule};
+use super::{Acl, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetRole};
 use crate::cluster::{Cluster, Touched};
 use crate::compiler::Compiler;
+use crate::guard::{Guard, UnknownPods, Watch};
 use crate::matcher::Matcher;
 use crate::rules::local_pods;
 use crate::terms::{Namespaces, PodTerm, PortSpec};
@@ -32,6 +33,7 @@ pub struct AclCompiler {
     local: Population,
     /// The members of sets of peers.
     cluster: Population,
+    watch: Watch,
     fresh: bool,
 }
 
@@ -45,15 +47,22 @@ impl Compiler for AclCompiler {
             addresses: BTreeSet::new(),
             local: Population::default(),
             cluster: Population::default(),
+            watch: Watch::default(),
             fresh: true,
         }
+    }
+
+    fn with_unknown_pods(mut self, unknown: UnknownPods) -> AclCompiler {
+        self.watch.unknown = unknown;
+        self
     }
 
     fn compile(&mut self, cluster: &Cluster, touched: &Touched) -> Acl {
         let all = touched.everything || self.fresh;
         if all {
             let generation = self.acl.generation;
-            *self = AclCompiler { fresh: false, ..AclCompiler::for_node(self.acl.node.clone()) };
+            let watch = std::mem::take(&mut self.watch);
+            *self = AclCompiler { fresh: false, watch, ..AclCompiler::for_node(self.acl.node.clone()) };
             self.acl.generation = generation;
         }
         let mut rules_differ = touched.policies.iter().any(|namespace| self.namespaces.contains(namespace));
@@ -72,9 +81,11 @@ impl Compiler for AclCompiler {
             self.local.settle_only(cluster, &self.addresses, &mut self.acl.sets);
             self.cluster.forget_gone(cluster);
         }
+        let node = self.acl.node.clone();
+        put_guard(&mut self.acl, self.watch.follow(cluster, touched, &node, all));
         self.acl.generation += 1;
-        let node = cluster.node(&self.acl.node);
-        self.acl.node_addresses = node.into_iter().flat_map(|node| node.addresses.iter().copied()).collect();
+        self.acl.node_addresses =
+            cluster.node(&node).into_iter().flat_map(|node| node.addresses.iter().copied()).collect();
         self.acl.clone()
     }
 }
@@ -112,7 +123,8 @@ impl AclCompiler {
             }
         }
         let sets = &mut self.acl.sets;
-        let gone: Vec<_> = sets.keys().filter(|id| !described.sets.contains_key(id)).copied().collect();
+        let gone = sets.iter().filter(|(id, set)| !described.sets.contains_key(id) && set.role != SetRole::Known);
+        let gone: Vec<_> = gone.map(|(id, _)| *id).collect();
         for id in gone {
             sets.remove(&id);
         }
@@ -123,6 +135,29 @@ impl AclCompiler {
         }
         self.local.describe(described.local);
         self.cluster.describe(described.cluster)
+    }
+}
+
+/// Writes a guard and its set down.
+fn put_guard(acl: &mut Acl, guard: &Guard) {
+    let known = known();
+    if guard.ranges().is_empty() {
+        // To remove what is not there would copy the map.
+        if acl.guard.take().is_some() {
+            acl.sets.remove(&known);
+        }
+        return;
+    }
+    if acl.guard.as_ref().is_none_or(|before| *before.ranges != *guard.ranges()) {
+        acl.guard = Some(AclGuard { ranges: guard.ranges().into(), known });
+    }
+    let set = AclSet {
+        role: SetRole::Known,
+        members: Members::Addresses(guard.known().clone()),
+        origin: "addresses of known pods".into(),
+    };
+    if acl.sets.get(&known) != Some(&set) {
+        acl.sets.insert(known, set);
     }
 }
 

@@ -121,6 +121,11 @@ impl Described {
     }
 }
 
+/// The set of the addresses that the guard lets pass.
+pub(super) fn known() -> SetId {
+    Name::new("known").finish()
+}
+
 /// Collects a description to a [`SetId`].
 struct Name(Digester);
 

@@ -53,6 +53,8 @@ pub enum AclReason<'a> {
     },
     /// No rule admits it.
     NoRule,
+    /// No known pod has that address. NetworkPolicy does not ask for this: see [`UnknownPods`](crate::UnknownPods).
+    UnknownPod,
 }
 
 impl Acl {
@@ -66,21 +68,34 @@ impl Acl {
 
     fn eval_side(&self, direction: Direction, flow: &Flow, subject: IpAddr, peer: IpAddr) -> AclVerdict<'_> {
         let yes = |because| AclVerdict { allowed: true, because };
+        let no = |because| AclVerdict { allowed: false, because };
+        let unknown = self.is_unknown(subject);
         let isolated = self.side(direction).iter().find(|(_, namespace)| self.holds(namespace.isolated, subject));
-        let Some((name, namespace)) = isolated else {
+        if isolated.is_none() && !unknown {
             return yes(AclReason::NotIsolated);
-        };
+        }
         if flow.transport.is_neighbour_discovery() {
             return yes(AclReason::NeighbourDiscovery);
         }
-        if subject == peer {
+        if subject == peer && !unknown {
             return yes(AclReason::SameAddress);
         }
         if self.node_addresses.contains(&peer) {
             return yes(AclReason::OwnNode);
         }
-        self.first_rule(name, namespace, flow, subject, peer)
-            .map_or(AclVerdict { allowed: false, because: AclReason::NoRule }, yes)
+        let Some((name, namespace)) = isolated.filter(|_| !unknown) else {
+            return no(AclReason::UnknownPod);
+        };
+        self.first_rule(name, namespace, flow, subject, peer).map_or(no(AclReason::NoRule), yes)
+    }
+
+    /// Whether no known pod has an address, although pods of this node have such. Traffic of the node itself passes hooks
+    /// where nobody asks.
+    fn is_unknown(&self, address: IpAddr) -> bool {
+        self.guard.as_ref().is_some_and(|guard| {
+            let guarded = guard.ranges.iter().any(|range| range.contains(&address));
+            guarded && !self.holds(guard.known, address) && !self.node_addresses.contains(&address)
+        })
     }
 
     fn first_rule<'a>(

@@ -36,8 +36,19 @@ pub struct Acl {
     pub ingress: OrdMap<Arc<str>, Arc<AclNamespace>>,
     /// Connections from local pods, by namespace of the pods.
     pub egress: OrdMap<Arc<str>, Arc<AclNamespace>>,
-    /// The sets that namespaces, policies and rules refer to; no others.
+    /// The ranges whose addresses are refused in both directions unless a known pod has them; nothing is guarded without.
+    pub guard: Option<AclGuard>,
+    /// The sets that namespaces, policies, rules and the guard refer to; no others.
     pub sets: OrdMap<SetId, AclSet>,
+}
+
+/// As [`Guard`](crate::Guard), with what is known in a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AclGuard {
+    /// Never empty; disjoint, in order, without host bits.
+    pub ranges: Arc<[IpNet]>,
+    /// The addresses in the ranges that a pod owns ([`Members::Addresses`]).
+    pub known: SetId,
 }
 
 /// A namespace that has pods on the node and policies of one direction.
@@ -138,6 +149,8 @@ pub enum SetRole {
     Peers,
     /// Pods with a named port, each with its number.
     Serving,
+    /// Pods whose addresses the guard lets pass.
+    Known,
 }
 
 /// The members of a set. Both families may be in one set.
@@ -167,6 +180,7 @@ impl Acl {
             node_addresses: BTreeSet::new(),
             ingress: OrdMap::new(),
             egress: OrdMap::new(),
+            guard: None,
             sets: OrdMap::new(),
         }
     }

@@ -31,6 +31,8 @@ pub struct AclDiff {
     pub node_addresses_added: Vec<IpAddr>,
     /// Addresses the node has lost.
     pub node_addresses_removed: Vec<IpAddr>,
+    /// Other ranges are guarded. Which addresses in them are known is in a set.
+    pub guard_changed: bool,
 }
 
 impl AclDiff {
@@ -44,6 +46,7 @@ impl AclDiff {
             egress: MapDiff::of_shared(&from.egress, &to.egress),
             node_addresses_added: to.node_addresses.difference(&from.node_addresses).copied().collect(),
             node_addresses_removed: from.node_addresses.difference(&to.node_addresses).copied().collect(),
+            guard_changed: from.guard != to.guard,
         }
     }
 
@@ -62,5 +65,6 @@ impl AclDiff {
             && self.egress.is_empty()
             && self.node_addresses_added.is_empty()
             && self.node_addresses_removed.is_empty()
+            && !self.guard_changed
     }
 }

@@ -11,6 +11,8 @@
 //! could not be taken back. Every namespace chain clears the bit first and last, so it is clear when a packet that was judged
 //! leaves us; packets that are not judged are not touched.
 //!
+//! Where ranges are guarded, the first question is whether an end in one of them is known (`RFn-UNKNOWN-*`).
+//!
 //! A rule has one line for each combination of peers and ports. Who is selected, who the peers are and who serves a
 //! named port is in sets: pods come and go without a rule being written.
 //!
@@ -21,6 +23,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use ringfence_compile::acl::{Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, Members, SetId, SetRole};
 use ringfence_model::{Direction, Family, PortRange};
 
@@ -91,10 +94,12 @@ impl Layout<'_> {
                 SetRole::Selected => "selected pods",
                 SetRole::Peers => "peers",
                 SetRole::Serving => "ports of a name",
+                SetRole::Known => "guarded ranges",
             };
             legend.insert(self.names().set(set.role, family, *id), format!("{role}: {}", set.origin));
         }
         for direction in Direction::ALL {
+            legend.insert(self.names().unknown(direction), format!("guarded ranges, {direction}"));
             for (name, namespace) in self.acl.side(direction) {
                 legend.insert(self.names().namespace(direction, name), format!("namespace {name}, {direction}"));
                 legend.insert(self.names().policies(direction, name), format!("policies of {name}, {direction}"));
@@ -147,6 +152,7 @@ impl Layout<'_> {
         let mut chains: Vec<Chain> =
             Hook::ALL.into_iter().map(|hook| (hook.chain().to_owned(), self.hook(hook, family))).collect();
         for direction in [Direction::Egress, Direction::Ingress] {
+            chains.extend(self.unknown(direction, family));
             for (name, namespace) in self.acl.side(direction) {
                 chains.extend(self.namespace(direction, name, namespace, family));
             }
@@ -165,6 +171,10 @@ impl Layout<'_> {
             let reset = "-p tcp -m conntrack --ctstate RELATED -m tcp --tcp-flags RST RST -j RETURN";
             rules.push(reset.to_owned());
         }
+        for direction in [Direction::Egress, Direction::Ingress] {
+            let chain = self.names().unknown(direction);
+            rules.extend(self.guarded(family).map(|range| format!("{}-j {chain}", within(direction, range))));
+        }
         if self.compares {
             rules.push(reaches_itself(family));
         }
@@ -181,6 +191,26 @@ impl Layout<'_> {
             }
         }
         rules
+    }
+
+    /// The chain for the addresses of guarded ranges, if there are any in this family.
+    fn unknown(self, direction: Direction, family: Family) -> Option<Chain> {
+        self.guarded(family).next()?;
+        let names = self.names();
+        let known = self.address_set(self.acl.guard.as_ref()?.known, family)?;
+        let mut rules = vec![
+            format!("-m set --match-set {known} {} -j RETURN", subject(direction)),
+            format!("-m set ! --match-set {} {} -j RETURN", names.range(family), peer(direction)),
+        ];
+        rules.extend(open(family));
+        rules.extend(self.refuse(direction, family));
+        Some((names.unknown(direction), rules))
+    }
+
+    /// The guarded ranges of a family.
+    fn guarded(self, family: Family) -> impl Iterator<Item = IpNet> {
+        let ranges = self.acl.guard.iter().flat_map(|guard| guard.ranges.iter().copied());
+        ranges.filter(move |range| Family::of(range.addr()) == family)
     }
 
     /// The chains of a namespace in one direction.
@@ -204,9 +234,7 @@ impl Layout<'_> {
                 rule_chains.push((chain, lines));
             }
         }
-        rules.push(INVALID.to_owned());
-        rules.push(format!("-m set --match-set {} {peer} -j DROP", names.hold(family)));
-        rules.extend(self.refuse(family));
+        rules.extend(self.refuse(direction, family));
         chains.push((policies, rules));
         chains.extend(rule_chains);
         chains
@@ -278,8 +306,11 @@ impl Layout<'_> {
         format!("-j MARK --set-xmark 0x0/{:#x}", self.options.mark.bits())
     }
 
-    fn refuse(self, family: Family) -> Vec<String> {
-        let rules: &[&str] = match (self.options.deny, family) {
+    /// Refuses, aloud or not. A packet does not come back from these rules.
+    fn refuse(self, direction: Direction, family: Family) -> Vec<String> {
+        let hold = format!("-m set --match-set {} {} -j DROP", self.names().hold(family), peer(direction));
+        let mut rules = vec![INVALID.to_owned(), hold];
+        let answers: &[&str] = match (self.options.deny, family) {
             (DenyAction::Drop, _) => &["-j DROP"],
             (DenyAction::Reject, Family::V4) => {
                 &["-p tcp -j REJECT --reject-with tcp-reset", "-j REJECT --reject-with icmp-admin-prohibited"]
@@ -288,7 +319,8 @@ impl Layout<'_> {
                 &["-p tcp -j REJECT --reject-with tcp-reset", "-j REJECT --reject-with icmp6-adm-prohibited"]
             }
         };
-        rules.iter().map(|rule| (*rule).to_owned()).collect()
+        rules.extend(answers.iter().map(|rule| (*rule).to_owned()));
+        rules
     }
 }
 
@@ -305,6 +337,15 @@ fn open(family: Family) -> Vec<String> {
         }
     }
     rules
+}
+
+/// Whether the pod's address is in a network, as iptables says it: not at all, when every address is.
+fn within(direction: Direction, network: IpNet) -> String {
+    let option = match direction {
+        Direction::Ingress => "-d",
+        Direction::Egress => "-s",
+    };
+    if network.prefix_len() == 0 { String::new() } else { format!("{option} {network} ") }
 }
 
 /// Where the pod is in a packet, as `-m set` says it.
@@ -366,7 +407,7 @@ fn comment(text: &str) -> String {
 /// left out.
 pub(super) fn without(acl: &Acl, closed: impl Fn(&str, &str) -> bool) -> Acl {
     let mut acl = acl.clone();
-    let mut used: BTreeSet<SetId> = BTreeSet::new();
+    let mut used: BTreeSet<SetId> = acl.guard.iter().map(|guard| guard.known).collect();
     for side in [&mut acl.ingress, &mut acl.egress] {
         for (name, mut shared) in side.clone() {
             let namespace = Arc::make_mut(&mut shared);

@@ -22,9 +22,9 @@
 //!
 //! An *update* stays in its edition. Call what can only allow less a *taking*: one more member of a set of isolated pods, one
 //! less of any other set, a line less in a chain that marks, one more namespace that is judged; the opposite a *giving*.
-//! Rules ask sets for members only and never for non-members, so between takings every mixture of states allows no more
-//! than the old list, and between givings no more than the new one. An update that only takes, or only gives, has no
-//! wrong moment. Any other goes like this:
+//! Rules ask sets for members only and never for non-members (but one that never changes), so between takings every mixture
+//! of states allows no more than the old list, and between givings no more than the new one. An update that only takes, or
+//! only gives, has no wrong moment. Any other goes like this:
 //!
 //! 1. Sets that only the new rules ask are made with all members; no rule asks them yet. Then all takings, first of sets,
 //!    then of rules, which now are those that both lists have.
@@ -37,6 +37,9 @@
 //! A set that outgrows its size is made larger under another name, with the members that the step is about to give it,
 //! and swapped. A namespace that comes to the node or leaves it comes or goes with its set of isolated pods, which is made
 //! and destroyed, not changed: it is isolated, and free again, by the rules, at step 3.
+//!
+//! So an address becomes known after its pod is isolated, and is unknown before its pod is free. Which ranges are guarded
+//! changes with a new edition only.
 //!
 //! Between takings and givings packets are refused that both lists allow. They must not be told so: connections would
 //! break. From before the first taking until a grace after the last giving the set `hold` has everybody in it, and

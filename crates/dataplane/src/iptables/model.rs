@@ -254,10 +254,16 @@ impl Kernel {
         let Packet { flow, .. } = *packet;
         let mut words = words.iter().map(String::as_str);
         let mut all = true;
-        while let Some(option) = words.next() {
+        while let Some(mut option) = words.next() {
+            let negated = option == "!";
+            if negated {
+                option = words.next().unwrap();
+            }
             let value = words.next().unwrap();
-            all &= match (option, value) {
+            let matches = match (option, value) {
                 ("-m", _) | ("--comment", _) => true,
+                ("-s", network) => network.parse::<IpNet>().unwrap().contains(&flow.source),
+                ("-d", network) => network.parse::<IpNet>().unwrap().contains(&flow.destination),
                 ("-p", "icmp") => matches!(flow.transport, Transport::Icmp(_)),
                 ("-p", "ipv6-icmp") => matches!(flow.transport, Transport::Icmpv6(_)),
                 ("-p", name) => matches!(flow.transport, Transport::Port(protocol, _) if protocol_of(name) == protocol),
@@ -290,6 +296,7 @@ impl Kernel {
                 }
                 _ => panic!("{option} {value}"),
             };
+            all &= matches != negated;
         }
         all
     }
@@ -471,8 +478,9 @@ fn the_layout_means_what_the_list_says() {
                 // A forged mark opens nothing, and is gone when the packet was judged.
                 let marked = Packet { mark: Mark::default().bits() | 0x10, ..packet };
                 let itself = flow.source == flow.destination;
-                let judged = [acl.eval(&flow).egress, acl.eval(&flow).ingress];
-                let untouched = judged.iter().all(|side| side.because == AclReason::NotIsolated);
+                let unguarded = Acl { guard: None, ..acl.clone() };
+                let judged = [unguarded.eval(&flow).egress, unguarded.eval(&flow).ingress];
+                let untouched = allowed && judged.iter().all(|side| side.because == AclReason::NotIsolated);
                 let wanted_of_marked = if untouched { Fate::Passed(marked.mark) } else { wanted };
                 assert!(itself || kernel.judge(marked) == wanted_of_marked, "{flow}");
                 let invalid = kernel.judge(Packet { state: State::Invalid, ..packet });
@@ -506,7 +514,8 @@ fn a_pod_reaches_itself_only_when_translated() {
         destination: "10.0.0.1".parse().unwrap(),
         transport: Transport::Port(Protocol::Tcp, port),
     };
-    let refused = (0..400).step_by(2).flat_map(random::arbitrary).find(|acl| {
+    let lists = (0..400).step_by(2).flat_map(random::arbitrary);
+    let refused = lists.map(|acl| Acl { guard: None, ..acl }).find(|acl| {
         let elsewhere = Flow { source: "10.0.0.77".parse().unwrap(), ..flow(9) };
         !acl.eval(&elsewhere).allowed()
             && fresh(acl).judge(Packet { translated: false, ..Packet::routed(flow(9)) }) == Fate::Rejected
@@ -541,13 +550,13 @@ fn others_addresses_are_let_through() {
 #[test]
 fn no_step_lets_pass_what_neither_list_allows() {
     let options = IptablesOptions::default();
-    let (mut held, mut swapped, mut only_sets, mut differ) = (0, 0, 0, 0);
+    let (mut held, mut swapped, mut only_sets, mut differ, mut known, mut renewed) = (0, 0, 0, 0, 0, 0);
     for (seed, lists) in sequences(120) {
         let bytes = ringfence_scenario::bytes(seed, 60_000);
         let mut u = Unstructured::new(&bytes);
         let mut capacities = Capacities::new();
         let empty = Kernel::new();
-        let (edition, steps) = replace(&empty, &lists[0], &mut capacities);
+        let (mut edition, steps) = replace(&empty, &lists[0], &mut capacities);
         let mut kernel = perform(&empty, &steps).pop().unwrap().1;
         let mut owes_grace = false;
         // What packets may have seen that are still judged: states, and the lists they belong to.
@@ -560,9 +569,21 @@ fn no_step_lets_pass_what_neither_list_allows() {
             }
             let diff = AclDiff::between(from, to);
             let (old, new) = (layout(from, &options, edition), layout(to, &options, edition));
-            let update = plan::update(old, new, &diff, &Family::ALL, &mut capacities, owes_grace).unwrap();
-            owes_grace = update.owes_grace;
-            let steps = update.steps;
+            let update = plan::update(old, new, &diff, &Family::ALL, &mut capacities, owes_grace);
+            assert_eq!(update.is_some(), from.guard == to.guard);
+            known += diff.sets.changed.iter().filter(|(_, _, set)| set.role == SetRole::Known).count();
+            let steps = match update {
+                Some(update) => {
+                    owes_grace = update.owes_grace;
+                    update.steps
+                }
+                None => {
+                    let (next, steps) = replace(&kernel, to, &mut capacities);
+                    (edition, owes_grace) = (next, false);
+                    renewed += 1;
+                    steps
+                }
+            };
             held += usize::from(steps.iter().any(|step| step.work == Work::Grace));
             only_sets += usize::from(steps.iter().all(|step| !matches!(step.work, Work::Rules(..))));
             let swap = |step: &Step| matches!(&step.work, Work::Sets(lines) if lines.iter().any(|line| line.starts_with("swap")));
@@ -593,7 +614,8 @@ fn no_step_lets_pass_what_neither_list_allows() {
             assert_eq!(kernel.normal(), fresh(to).normal(), "seed {seed}: {steps:#?}");
         }
     }
-    assert!(held > 100 && swapped > 50 && only_sets > 50 && differ > 500, "{held} {swapped} {only_sets} {differ}");
+    assert!(held > 100 && swapped > 50 && only_sets > 50, "{held} {swapped} {only_sets}");
+    assert!(differ > 500 && known > 100 && renewed > 20, "{differ} {known} {renewed}");
 }
 
 /// One update takes the source's right, the next gives the destination's: a packet that met the first half before both and
@@ -654,6 +676,7 @@ fn members_touch_no_rule() {
         for (from, to) in lists.iter().zip(&lists[1..]) {
             let mut moved = to.clone();
             (moved.ingress, moved.egress) = (from.ingress.clone(), from.egress.clone());
+            moved.guard = from.guard.clone();
             if !moved.sets.keys().eq(from.sets.keys()) {
                 continue;
             }

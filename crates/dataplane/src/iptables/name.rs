@@ -76,6 +76,11 @@ impl Names {
         self.chain("RULE", direction, &[namespace, policy, &rule.to_string()])
     }
 
+    /// The chain that refuses who is not known.
+    pub(super) fn unknown(self, direction: Direction) -> String {
+        format!("RF{}-UNKNOWN-{}", self.0.0, short(direction))
+    }
+
     /// A set of the program.
     pub(super) fn set(self, role: SetRole, family: Family, id: SetId) -> String {
         let role = match role {
@@ -83,6 +88,7 @@ impl Names {
             SetRole::Selected => "sel",
             SetRole::Peers => "peer",
             SetRole::Serving => "serv",
+            SetRole::Known => "known",
         };
         format!("{}-{}", self.fixed_set(role, family), base32(id.0))
     }
@@ -107,10 +113,7 @@ impl Names {
     }
 
     fn chain(self, what: &str, direction: Direction, of: &[&str]) -> String {
-        let direction = match direction {
-            Direction::Ingress => "IN",
-            Direction::Egress => "EG",
-        };
+        let direction = short(direction);
         let mut digest = Sha256::new();
         for text in of {
             digest.update((text.len() as u64).to_be_bytes());
@@ -131,10 +134,12 @@ pub(super) fn is_our_chain(name: &str) -> bool {
 pub(super) fn edition_of_chain(name: &str) -> Option<Edition> {
     let (edition, rest) = edition(name, "RF")?;
     let mut parts = rest.split('-');
-    let ours = matches!(parts.next()?, "NS" | "POL" | "RULE")
-        && matches!(parts.next()?, "IN" | "EG")
-        && is_digest(parts.next()?)
-        && parts.next().is_none();
+    let (what, direction) = (parts.next()?, parts.next()?);
+    let is_named = match parts.next() {
+        Some(digest) => matches!(what, "NS" | "POL" | "RULE") && is_digest(digest),
+        None => what == "UNKNOWN",
+    };
+    let ours = is_named && matches!(direction, "IN" | "EG") && parts.next().is_none();
     ours.then_some(edition)
 }
 
@@ -145,7 +150,7 @@ pub(super) fn edition_of_set(name: &str) -> Option<Edition> {
     let what = what.strip_suffix(['4', '6'])?;
     let ours = match digest {
         None => matches!(what, "hold" | "range"),
-        Some(digest) => matches!(what, "iso" | "sel" | "peer" | "serv" | "tmp") && is_digest(digest),
+        Some(digest) => matches!(what, "iso" | "sel" | "peer" | "serv" | "known" | "tmp") && is_digest(digest),
     };
     ours.then_some(edition)
 }
@@ -183,6 +188,14 @@ fn base32(number: u128) -> String {
     (0..DIGEST).map(digit).collect()
 }
 
+/// A direction in the name of a chain.
+fn short(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "IN",
+        Direction::Egress => "EG",
+    }
+}
+
 /// A family in the name of a set.
 fn digit(family: Family) -> char {
     match family {
@@ -205,6 +218,7 @@ mod tests {
                     names.namespace(direction, &long),
                     names.policies(direction, &long),
                     names.rule(direction, &long, &long, usize::MAX),
+                    names.unknown(direction),
                 ];
                 for chain in chains {
                     assert!(chain.len() <= 28, "{chain}");
@@ -213,7 +227,7 @@ mod tests {
             }
             for family in Family::ALL {
                 let id = SetId(u128::MAX);
-                let roles = [SetRole::Isolated, SetRole::Selected, SetRole::Peers, SetRole::Serving];
+                let roles = [SetRole::Isolated, SetRole::Selected, SetRole::Peers, SetRole::Serving, SetRole::Known];
                 let mut sets = roles.map(|role| names.set(role, family, id)).to_vec();
                 sets.extend([names.temporary(family, id), names.hold(family), names.range(family)]);
                 for set in sets {
@@ -226,7 +240,16 @@ mod tests {
 
     #[test]
     fn what_only_looks_like_ours_is_not() {
-        for name in ["RF-INPUT", "RF0", "RF0-NS-IN", "RF10-NS-IN-AAAAAAAAAAAAAAAA", "RF0-NS-IN-AAAAAAAAAAAAAAA1", ""] {
+        for name in [
+            "RF-INPUT",
+            "RF0",
+            "RF0-UNKNOWN-FW",
+            "RF0-UNKNOWN-IN-AAAAAAAAAAAAAAAA",
+            "RF0-NS-IN",
+            "RF10-NS-IN-AAAAAAAAAAAAAAAA",
+            "RF0-NS-IN-AAAAAAAAAAAAAAA1",
+            "",
+        ] {
             assert!(!is_our_chain(name), "{name}");
         }
         for name in

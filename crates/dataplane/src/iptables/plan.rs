@@ -169,6 +169,10 @@ pub(super) fn update(
     capacities: &mut Capacities,
     owes_grace: bool,
 ) -> Option<Update> {
+    // Which ranges are guarded says the Node, hardly ever twice. What is right for that need not be quick.
+    if diff.guard_changed {
+        return None;
+    }
     let mut new = Vec::new();
     let mut dead_sets = Vec::new();
     let mut changes = Changes::default();
@@ -316,7 +320,9 @@ impl Changes {
             let remove = change.removed.iter().map(|element| format!("del {name} {element}"));
             let (removals, additions) = match new.role {
                 SetRole::Isolated => (&mut self.give, &mut self.take),
-                SetRole::Selected | SetRole::Peers | SetRole::Serving => (&mut self.take, &mut self.give),
+                SetRole::Selected | SetRole::Peers | SetRole::Serving | SetRole::Known => {
+                    (&mut self.take, &mut self.give)
+                }
             };
             removals.extend(remove);
             if change.added.is_empty() {

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ringfence_compile::{ClassId, GateId, Program, Side};
-use ringfence_model::Direction;
+use ringfence_model::{Direction, Family};
 
-use super::layout::{Layout, block_elements, every_packet, gate_sets, itself, member, subject_elements};
+use super::layout::{Layout, block_elements, every_packet, gate_sets, itself, known, member, subject_elements};
 use super::name::{ChainName, SetName};
 use super::ruleset::Element;
 use super::transaction::Op;
@@ -26,7 +26,7 @@ struct Changes(BTreeMap<SetName, SetChange>);
 /// Whether a packet that is judged while the change takes effect could pass although neither program allows it, because
 /// it meets one part of the old program and another one of the new.
 ///
-/// It reads each set once. So nothing can go wrong while rights are only added or only taken away, nor if all that
+/// It reads each set once, that of known addresses once for each direction. So nothing can go wrong while rights are only added or only taken away, nor if all that
 /// changes is who passes which gate in one direction.
 pub(super) fn needs_new_epoch(from: &Program, to: &Program, diff: &ProgramDiff) -> bool {
     let (mut adds, mut takes, mut other, mut directions) = (false, false, false, 0);
@@ -38,6 +38,13 @@ pub(super) fn needs_new_epoch(from: &Program, to: &Program, diff: &ProgramDiff) 
             adds |= !new.is_subset(&old);
             takes |= !old.is_subset(&new);
         }
+    }
+    other |= !diff.ranges_added.is_empty() || !diff.ranges_removed.is_empty();
+    adds |= !diff.known_added.is_empty();
+    takes |= !diff.known_removed.is_empty();
+    if !(diff.known_added.is_empty() && diff.known_removed.is_empty()) {
+        // A known address can be either end.
+        directions = Direction::ALL.len();
     }
     other || (adds && takes && directions > 1)
 }
@@ -82,6 +89,7 @@ pub(super) fn update(from: Layout<'_>, to: Layout<'_>, diff: &ProgramDiff, renew
         dead_chains.extend(side.gates.removed.iter().map(|(id, _)| ChainName::Gate(direction, *id)));
     }
 
+    changes.known(diff);
     if renew_rules {
         for direction in Direction::ALL {
             let gates = to.program.side(direction).gates.keys();
@@ -186,6 +194,22 @@ impl Changes {
                 (false, true) if !change.added.contains(&element) => change.added.push(element),
                 _ => {}
             }
+        }
+    }
+
+    /// Addresses that are known, or known no more.
+    fn known(&mut self, diff: &ProgramDiff) {
+        for family in Family::ALL {
+            // It comes and goes with the ranges, whether it has elements or not.
+            self.set(SetName::of_known(family));
+        }
+        for address in &diff.known_removed {
+            let (set, element) = known(*address);
+            self.set(set).removed.push(element);
+        }
+        for address in &diff.known_added {
+            let (set, element) = known(*address);
+            self.set(set).added.push(element);
         }
     }
 

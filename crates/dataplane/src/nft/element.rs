@@ -25,9 +25,10 @@ enum KeyEnd {
 
 fn key_of(element: &Element) -> (Vec<u8>, KeyEnd) {
     match element {
-        Element::Subject { address, .. } | Element::Rest { address, .. } | Element::Peer(address) => {
-            (octets(*address), KeyEnd::None)
-        }
+        Element::Subject { address, .. }
+        | Element::Rest { address, .. }
+        | Element::Peer(address)
+        | Element::Known(address) => (octets(*address), KeyEnd::None),
         Element::Packets(family) => (vec![nfproto(*family)], KeyEnd::None),
         Element::Itself(address) => ([octets(*address), octets(*address)].concat(), KeyEnd::None),
         Element::Port { address, protocol, port, .. } => (service(*address, protocol.number(), *port), KeyEnd::None),
@@ -45,7 +46,7 @@ fn key_of(element: &Element) -> (Vec<u8>, KeyEnd) {
     }
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),

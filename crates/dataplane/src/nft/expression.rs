@@ -1,12 +1,14 @@
 //! Rules as the expressions the kernel runs. Each rule is written exactly as nft 1.0.6 writes it, so that nft can print
 //! it again.
 
+use ipnet::IpNet;
 use ringfence_model::{Family, Protocol};
 
 use super::attribute::{
     Attributes, LIST_ELEMENT, bitwise, cmp, counter, ct, data, expression, fib, immediate, lookup, meta, payload,
     reject, verdict,
 };
+use super::element::octets;
 use super::name::{ChainName, Content, SetName};
 use super::ruleset::{Field, Rule};
 use super::text::{End, ends};
@@ -93,6 +95,15 @@ pub(super) fn encode(rule: &Rule, list: &mut Attributes<'_>) {
             .verdict(Verdict::Accept, None),
         Rule::Judge => list.verdict(Verdict::Jump, Some(ChainName::Judge)),
         Rule::AcceptNeighbourDiscovery => list.neighbour_discovery().verdict(Verdict::Accept, None),
+        Rule::RefuseUnknown(direction, range) => {
+            let (subject, _) = ends(*direction);
+            let family = Family::of(range.addr());
+            list.family(family)
+                .address_in(range, subject)
+                .address(family, subject, FIRST)
+                .lookup_not(&SetName::of_known(family))
+                .verdict(Verdict::Jump, Some(ChainName::Deny(*direction)))
+        }
         Rule::Ask(direction, family) => {
             let (subject, _) = ends(*direction);
             let set = SetName { direction: *direction, family: *family, content: Content::Subjects };
@@ -184,6 +195,16 @@ pub(super) fn verdict_data(attributes: &mut Attributes<'_>, code: Verdict, chain
     });
 }
 
+/// Where an address is in a packet, and how long it is, in bytes.
+fn place(family: Family, end: End) -> (u32, u32) {
+    match (family, end) {
+        (Family::V4, End::Source) => (12, 4),
+        (Family::V4, End::Destination) => (16, 4),
+        (Family::V6, End::Source) => (8, 16),
+        (Family::V6, End::Destination) => (24, 16),
+    }
+}
+
 struct Expressions<'a>(Attributes<'a>);
 
 impl Expressions<'_> {
@@ -197,20 +218,24 @@ impl Expressions<'_> {
 
     /// One of these bits is set in what was loaded last, as long as `bits`.
     fn has_one_of<const LENGTH: usize>(&mut self, bits: &[u8; LENGTH]) -> &mut Self {
-        let zero = [0; LENGTH];
+        self.masked(bits).compare(Compare::NotEqual, &[0; LENGTH])
+    }
+
+    /// Keeps these bits of what was loaded last, as long as `bits`, and clears the others.
+    fn masked(&mut self, bits: &[u8]) -> &mut Self {
+        let zero = vec![0; bits.len()];
         self.add("bitwise", |bitwise| {
             bitwise
                 .number(bitwise::SREG, FIRST)
                 .number(bitwise::DREG, FIRST)
-                .number(bitwise::LEN, u32::try_from(LENGTH).unwrap_or(u32::MAX))
+                .number(bitwise::LEN, u32::try_from(bits.len()).unwrap_or(u32::MAX))
                 .nest(bitwise::MASK, |mask| {
                     mask.bytes(data::VALUE, bits);
                 })
                 .nest(bitwise::XOR, |xor| {
                     xor.bytes(data::VALUE, &zero);
                 });
-        });
-        self.compare(Compare::NotEqual, &zero)
+        })
     }
 
     fn source_is_local(&mut self) -> &mut Self {
@@ -250,13 +275,22 @@ impl Expressions<'_> {
     }
 
     fn address(&mut self, family: Family, end: End, register: u32) -> &mut Self {
-        let (offset, length) = match (family, end) {
-            (Family::V4, End::Source) => (12, 4),
-            (Family::V4, End::Destination) => (16, 4),
-            (Family::V6, End::Source) => (8, 16),
-            (Family::V6, End::Destination) => (24, 16),
-        };
+        let (offset, length) = place(family, end);
         self.payload(Base::Network, offset, length, register)
+    }
+
+    /// Goes on if the address is in the network, which has no host bits.
+    fn address_in(&mut self, network: &IpNet, end: End) -> &mut Self {
+        let (offset, length) = place(Family::of(network.addr()), end);
+        let address = octets(network.addr());
+        let (bytes, bits) = (usize::from(network.prefix_len() / 8), network.prefix_len() % 8);
+        if bytes > 0 && bits == 0 {
+            // As nft writes whole bytes.
+            let length = u32::from(network.prefix_len() / 8);
+            return self.payload(Base::Network, offset, length, FIRST).compare(Compare::Equal, &address[..bytes]);
+        }
+        let mask = octets(network.netmask());
+        self.payload(Base::Network, offset, length, FIRST).masked(&mask).compare(Compare::Equal, &address)
     }
 
     fn meta(&mut self, key: Meta, register: u32) -> &mut Self {

@@ -15,7 +15,11 @@
 //! to a plain set is checked by nobody and takes microseconds.
 //!
 //! A map or a set of subjects exists if and only if it has elements, the sets of a gate if and only if the gate can have
-//! such members; and a rule that asks a set exists if and only if the set does.
+//! such members, that of known addresses if and only if a range of its family is guarded; and a rule that asks a set exists
+//! if and only if the set does.
+//!
+//! `judge` asks first whether both ends are known, where there is a range to guard: one comparison for each end, and for
+//! those inside one look-up.
 //!
 //! [`Program::eval`] says yes to a pod that reaches its own address, as it does through a Service. Here that takes a
 //! packet that came from where the pod is: a forged source proves nothing. Only `forward` can ask for that.
@@ -76,6 +80,13 @@ impl Layout<'_> {
                 }
             }
         }
+        for family in Family::ALL.into_iter().filter(|family| self.has(SetName::of_known(*family))) {
+            sets.entry(SetName::of_known(family)).or_default();
+        }
+        for address in self.program.guard.known() {
+            let (set, element) = known(*address);
+            sets.entry(set).or_default().push(element);
+        }
         sets.insert(SetName::of_epoch(self.epoch), every_packet());
         let mut chains = Vec::new();
         for chain in self.fixed_chains() {
@@ -130,6 +141,10 @@ impl Layout<'_> {
     fn judge(self) -> Vec<Rule> {
         let mut rules = vec![Rule::AcceptNeighbourDiscovery];
         for direction in [Direction::Egress, Direction::Ingress] {
+            let ranges = self.program.guard.ranges().iter();
+            rules.extend(ranges.map(|range| Rule::RefuseUnknown(direction, *range)));
+        }
+        for direction in [Direction::Egress, Direction::Ingress] {
             for family in Family::ALL {
                 if self.has(SetName { direction, family, content: Content::Subjects }) {
                     rules.push(Rule::Ask(direction, family));
@@ -179,6 +194,7 @@ impl Layout<'_> {
         let side = self.program.side(direction);
         match content {
             Content::Epoch(epoch) => epoch == self.epoch,
+            Content::Known => self.program.guard.ranges_of(family).next().is_some(),
             Content::Subjects => has_subject(side, family),
             Content::Itself => Direction::ALL.into_iter().any(|d| has_subject(self.program.side(d), family)),
             Content::Ports(shape) => side
@@ -244,6 +260,11 @@ pub(super) fn member(direction: Direction, id: GateId, peer: IpAddr) -> (SetName
 /// The elements of an epoch that lasts.
 pub(super) fn every_packet() -> Vec<Element> {
     Family::ALL.into_iter().map(Element::Packets).collect()
+}
+
+/// The element that makes an address known.
+pub(super) fn known(address: IpAddr) -> (SetName, Element) {
+    (SetName::of_known(Family::of(address)), Element::Known(address))
 }
 
 /// The element that lets a subject reach itself. There is one for both directions: what it allows is allowed in both.

@@ -92,6 +92,8 @@ pub enum Content {
     Gate(GateId, Members),
     /// Every packet, while this epoch lasts.
     Epoch(Epoch),
+    /// Addresses in guarded ranges that a known pod has.
+    Known,
 }
 
 /// One of two names that take turns, see [`Rule::DropIfOutdated`](super::Rule::DropIfOutdated).
@@ -141,17 +143,18 @@ pub enum Members {
 
 impl fmt::Display for SetName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // These two are not about a direction.
+        // These are not about a direction.
         match self.content {
             Content::Itself => return write!(f, "self{}", digit(self.family)),
             Content::Epoch(Epoch::A) => return f.write_str("epoch_a"),
             Content::Epoch(Epoch::B) => return f.write_str("epoch_b"),
+            Content::Known => return write!(f, "known{}", digit(self.family)),
             _ => {}
         }
         write!(f, "{}{}_", short(self.direction), digit(self.family))?;
         match self.content {
             Content::Subjects => f.write_str("pods"),
-            Content::Itself | Content::Epoch(_) => Ok(()),
+            Content::Itself | Content::Epoch(_) | Content::Known => Ok(()),
             Content::Ports(Shape::Ports) => f.write_str("ports"),
             Content::Ports(Shape::Ranges) => f.write_str("ranges"),
             Content::Ports(Shape::Rest) => f.write_str("rest"),
@@ -167,6 +170,11 @@ impl SetName {
         SetName { direction: Direction::Ingress, family: Family::V4, content: Content::Epoch(epoch) }
     }
 
+    /// The set of known addresses.
+    pub fn of_known(family: Family) -> SetName {
+        SetName { direction: Direction::Ingress, family, content: Content::Known }
+    }
+
     /// A comment for administrators: what the set holds.
     pub fn comment(&self) -> String {
         let direction = self.direction;
@@ -174,6 +182,7 @@ impl SetName {
             Content::Subjects => "isolated pods",
             Content::Itself => return "isolated pods to themselves".to_owned(),
             Content::Epoch(_) => return "every packet, until the next change of rules".to_owned(),
+            Content::Known => return "addresses of known pods in guarded ranges".to_owned(),
             Content::Ports(Shape::Ports) => "gate of each open port",
             Content::Ports(Shape::Ranges) => "gate of each open port range",
             Content::Ports(Shape::Rest) => "gate of all other ports and protocols",

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use ringfence_compile::Admission;
 use ringfence_model::{AddressRange, Direction, Family, PortRange, Protocol};
 
@@ -61,6 +62,8 @@ pub enum Element {
     },
     /// A pod that passes a gate.
     Peer(IpAddr),
+    /// A known pod.
+    Known(IpAddr),
     /// Addresses that pass a gate.
     Block(AddressRange),
     /// Every packet of a family.
@@ -83,6 +86,8 @@ pub enum Rule {
     Judge,
     /// ICMPv6 types 133 to 136 (RFC 4861).
     AcceptNeighbourDiscovery,
+    /// Refuses a subject in the range that is not in the set of known addresses.
+    RefuseUnknown(Direction, IpNet),
     /// Asks the direction when the packet's subject is in the set; goes on when that allows it.
     Ask(Direction, Family),
     /// Goes to the gate of the subject's port, or allows it, if the map knows the port.
@@ -188,6 +193,7 @@ impl Rule {
             Rule::AcceptFromNode => Some("this node to its pods".to_owned()),
             Rule::AcceptOwnResets => Some("our refusals".to_owned()),
             Rule::AcceptNeighbourDiscovery => Some("neighbour discovery".to_owned()),
+            Rule::RefuseUnknown(..) => Some("of no known pod".to_owned()),
             Rule::Admit { origin, .. } => Some(comment(origin)),
             Rule::AcceptItself(_) => Some("a pod to itself".to_owned()),
             Rule::DropIfOutdated(_) => Some("came in before the last change".to_owned()),

@@ -85,6 +85,7 @@ impl Element {
             Element::Subject { .. }
             | Element::Itself(_)
             | Element::Peer(_)
+            | Element::Known(_)
             | Element::Block(_)
             | Element::Packets(_) => None,
         }
@@ -95,7 +96,10 @@ impl Element {
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Element::Subject { address, .. } | Element::Rest { address, .. } | Element::Peer(address) => {
+            Element::Subject { address, .. }
+            | Element::Rest { address, .. }
+            | Element::Peer(address)
+            | Element::Known(address) => {
                 write!(f, "{address}")
             }
             Element::Itself(address) => write!(f, "{address} . {address}"),
@@ -120,6 +124,13 @@ impl fmt::Display for Rule {
             Rule::AcceptFromNode => f.write_str("fib saddr type local accept"),
             Rule::Judge => write!(f, "jump {}", ChainName::Judge),
             Rule::AcceptNeighbourDiscovery => f.write_str("icmpv6 type 133-136 accept"),
+            Rule::RefuseUnknown(direction, range) => {
+                let (subject, _) = ends(*direction);
+                let family = Family::of(range.addr());
+                let own = format!("{} {}", ip(family), subject.as_str());
+                let (known, chain) = (SetName::of_known(family), ChainName::Deny(*direction));
+                write!(f, "{own} {range} {own} != @{known} jump {chain}")
+            }
             Rule::Ask(direction, family) => {
                 let (subject, _) = ends(*direction);
                 let set = SetName { direction: *direction, family: *family, content: super::name::Content::Subjects };

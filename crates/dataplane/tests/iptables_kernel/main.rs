@@ -5,7 +5,11 @@
 #[allow(dead_code, reason = "these tests do not ask nft")]
 mod namespace;
 mod packets;
+#[path = "../kernel/pods.rs"]
+mod pods;
 mod random;
+#[path = "../kernel/unknown.rs"]
+mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -54,6 +58,8 @@ fn main() {
         ("errors_name_set_and_policy", errors_name_set_and_policy),
         ("choices", choices),
         ("connections", packets::connections),
+        ("unknown_pods", |variant| unknown::packets(new(variant))),
+        ("no_packet_while_pods_become_known", |variant| unknown::flood(new(variant), 20)),
     ];
     let mut trials = Vec::new();
     for &(name, test) in tests {

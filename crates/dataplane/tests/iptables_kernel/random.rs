@@ -8,11 +8,12 @@ use arbitrary::Unstructured;
 use imbl::OrdMap;
 use ipnet::IpNet;
 use ringfence_compile::acl::{
-    Acl, AclCompiler, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId, SetRole,
+    Acl, AclCompiler, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId,
+    SetRole,
 };
-use ringfence_compile::{Cluster, Compiler as _, ProtocolRange, Touched};
-use ringfence_model::{Direction, Family, Flow, PortRange, Protocol, Transport};
-use ringfence_scenario::{Event, bytes, events};
+use ringfence_compile::{Cluster, Compiler as _, ProtocolRange, Touched, UnknownPods};
+use ringfence_model::{Direction, Family, Flow, Object, PortRange, Protocol, Transport};
+use ringfence_scenario::{Event, bytes, events, pod_ranges};
 
 const LOCAL: [&str; 8] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "fd00::1", "fd00::2", "fd00::3", "fd00::4"];
 const PEERS: [&str; 10] = [
@@ -40,6 +41,8 @@ const BLOCKS: [(&[&str], &[&str]); 10] = [
     (&["128.0.0.0/1"], &["255.0.0.0/8"]),
 ];
 const PORTS: [u16; 4] = [1, 80, 81, 65535];
+/// Ranges to guard.
+const RANGES: [&[&str]; 4] = [&["10.0.0.0/24"], &["10.0.0.2/31", "fd00::/64"], &["fd00::/16"], &["0.0.0.0/0", "::/0"]];
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 
 fn address(text: &str) -> IpAddr {
@@ -51,10 +54,18 @@ fn address(text: &str) -> IpAddr {
 pub(crate) fn compiled(seed: u64) -> Vec<Acl> {
     let bytes = bytes(seed, 12_000);
     let mut u = Unstructured::new(&bytes);
-    let events = events(&mut u, 120).unwrap();
+    let mut events = events(&mut u, 120).unwrap();
+    let ranges = pod_ranges(&mut u).unwrap();
+    for event in &mut events {
+        if let Event::Apply(Object::Node(node)) = event {
+            // Mostly as they were.
+            node.pod_cidrs = if u.ratio(1, 8).unwrap() { pod_ranges(&mut u).unwrap() } else { ranges.clone() };
+        }
+    }
+    let unknown = if u.ratio(2, 3).unwrap() { UnknownPods::Deny } else { UnknownPods::Allow };
     let batch = usize::try_from(seed % 25).unwrap() + 1;
     let mut cluster = Cluster::new();
-    let mut compiler = AclCompiler::for_node(Arc::from("node-1"));
+    let mut compiler = AclCompiler::for_node(Arc::from("node-1")).with_unknown_pods(unknown);
     let mut lists = Vec::new();
     for batch in events.chunks(batch) {
         let mut touched = Touched::default();
@@ -95,6 +106,11 @@ fn list(u: &mut Unstructured<'_>, before: Option<&Acl>) -> arbitrary::Result<Acl
         }
     }
     let mut used = BTreeSet::new();
+    acl.guard = match before {
+        Some(before) if u.ratio(4, 5)? => before.guard.clone(),
+        _ => guard(u)?,
+    };
+    used.extend(acl.guard.as_ref().map(|guard| guard.known));
     for namespace in acl.ingress.values().chain(acl.egress.values()) {
         used.insert(namespace.isolated);
         for policy in &namespace.policies {
@@ -125,6 +141,14 @@ fn list(u: &mut Unstructured<'_>, before: Option<&Acl>) -> arbitrary::Result<Acl
         }
     }
     Ok(acl)
+}
+
+fn guard(u: &mut Unstructured<'_>) -> arbitrary::Result<Option<AclGuard>> {
+    if u.ratio(1, 3)? {
+        return Ok(None);
+    }
+    let ranges = u.choose(&RANGES)?.iter().map(|range| range.parse().unwrap()).collect();
+    Ok(Some(AclGuard { ranges, known: id(5, 0) }))
 }
 
 /// The digits of a set's number, in 8 bits each from the top: role, then which. So all of it is in the name.
@@ -198,6 +222,10 @@ fn set(u: &mut Unstructured<'_>, id: SetId) -> arbitrary::Result<AclSet> {
             let networks = |texts: &[&str]| texts.iter().map(|text| text.parse::<IpNet>().unwrap()).collect();
             let (cidrs, except) = BLOCKS[which];
             (SetRole::Peers, Members::Networks { cidrs: networks(cidrs), except: networks(except) })
+        }
+        5 => {
+            let known = [some(&LOCAL, 3)?, some(&PEERS, 3)?].concat();
+            (SetRole::Known, Members::Addresses(known.into_iter().collect()))
         }
         _ => {
             let addresses = some(&LOCAL, 3)?;

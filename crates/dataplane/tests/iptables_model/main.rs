@@ -7,7 +7,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use ringfence_compile::ProtocolRange;
 use ringfence_compile::acl::{
-    Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId, SetRole,
+    Acl, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId, SetRole,
 };
 use ringfence_dataplane::iptables::{IptablesOptions, Mark, render};
 use ringfence_dataplane::nft::DenyAction;
@@ -55,14 +55,48 @@ fn small() -> Acl {
     acl
 }
 
+/// The same with ranges that are guarded: one of IPv4, two of IPv6.
+fn guarded() -> Acl {
+    let known = SetId(6 << 120);
+    let addresses = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1"].map(|text| text.parse::<IpAddr>().unwrap());
+    let members = Members::Addresses(addresses.into_iter().collect());
+    let ranges = ["10.0.0.0/24", "fd00::/64", "fd00:1::/64"].map(|text| text.parse().unwrap());
+    let mut acl = small();
+    acl.sets.insert(known, AclSet { role: SetRole::Known, members, origin: Arc::from("known pods") });
+    acl.guard = Some(AclGuard { ranges: Arc::new(ranges), known });
+    acl
+}
+
+fn check(name: &str, acl: &Acl) {
+    let golden = format!("{}/tests/iptables_model/scripts/{name}.rules", env!("CARGO_MANIFEST_DIR"));
+    let script = render(acl, &IptablesOptions::default());
+    if std::env::var_os("RINGFENCE_BLESS").is_some() {
+        std::fs::write(&golden, &script).unwrap();
+    }
+    assert_eq!(script, std::fs::read_to_string(&golden).unwrap_or_default());
+}
+
 #[test]
 fn the_script_of_a_small_list() {
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/iptables_model/scripts/small.rules");
-    let script = render(&small(), &IptablesOptions::default());
-    if std::env::var_os("RINGFENCE_BLESS").is_some() {
-        std::fs::write(golden, &script).unwrap();
-    }
-    assert_eq!(script, std::fs::read_to_string(golden).unwrap_or_default());
+    check("small", &small());
+}
+
+#[test]
+fn the_script_of_a_list_that_guards_ranges() {
+    check("guarded", &guarded());
+}
+
+/// A policy that cannot be written takes no guard away.
+#[test]
+fn ranges_are_guarded_whatever_becomes_of_a_policy() {
+    let mut acl = guarded();
+    let (name, mut namespace) = acl.ingress.get_min().cloned().unwrap();
+    let ports = AclPorts::Range(ProtocolRange { protocol: Protocol::Tcp, ports: PortRange { first: 2, last: 1 } });
+    let entry = AclEntry { peers: AclPeers::Anyone, ports };
+    let bad = AclPolicy { rules: vec![AclRule { entries: vec![entry] }], ..(*namespace.policies[0]).clone() };
+    Arc::make_mut(&mut namespace).policies[0] = Arc::new(bad);
+    acl.ingress.insert(name, namespace);
+    assert_eq!(render(&acl, &IptablesOptions::default()), render(&guarded(), &IptablesOptions::default()));
 }
 
 #[test]

@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod namespace;
+mod pods;
 #[path = "../model/random.rs"]
 mod random;
+mod unknown;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -35,6 +37,7 @@ fn main() {
         ("one_element_added", || tampered(&format!("add element inet ringfence {GATE} {{ 10.9.0.2 }}"))),
         ("cleared_chains_are_filled", cleared_chains_are_filled),
         ("others_are_busy", others_are_busy),
+        ("a_table_without_guard_is_taken_over", a_table_without_guard_is_taken_over),
         ("leftovers_vanish", leftovers_vanish),
         ("others_stay_untouched", others_stay_untouched),
         ("base_chains_stay", base_chains_stay),
@@ -44,6 +47,8 @@ fn main() {
         ("cleanup_takes_only_what_is_ours", cleanup_takes_only_what_is_ours),
         ("many_elements_take_many_messages", many_elements_take_many_messages),
         ("hostile_names_are_only_comments", hostile_names_are_only_comments),
+        ("unknown_pods", || unknown::packets(new())),
+        ("no_packet_while_pods_become_known", || unknown::flood(new(), 3000)),
     ];
     for &(name, test) in tests {
         trials.push(Trial::test(name, move || {
@@ -119,7 +124,9 @@ fn random_sequences() -> Result<(), Failed> {
 }
 
 fn text_can_be_checked() -> Result<(), Failed> {
-    clean(|| nft(&["-c", "-f", "-"], include_str!("../model/scripts/small.nft")))?;
+    for script in [include_str!("../model/scripts/small.nft"), include_str!("../model/scripts/guarded.nft")] {
+        clean(|| nft(&["-c", "-f", "-"], script))?;
+    }
     for (_, text) in conformance::SEQUENCES {
         for program in conformance::sequence(text)? {
             clean(|| nft(&["-c", "-f", "-"], &backend::render(&program, NftOptions::default())))?;
@@ -177,6 +184,17 @@ fn others_are_busy() {
         assert_enforced(&program(text));
         nft(&["-f", "-"], "add table ip other; add chain ip other busy; add rule ip other busy counter").unwrap();
     }
+}
+
+/// What earlier versions have left: in one transaction the ranges are guarded, and free again.
+fn a_table_without_guard_is_taken_over() {
+    nft(&["-f", "-"], include_str!("../model/scripts/small.nft")).unwrap();
+    let guarded = program(include_str!("../model/scripts/guarded.program"));
+    new().replace(&guarded).unwrap();
+    assert_enforced(&guarded);
+    let small = program(include_str!("../model/scripts/small.program"));
+    new().replace(&small).unwrap();
+    assert_enforced(&small);
 }
 
 fn leftovers_vanish() {

@@ -1,15 +1,24 @@
-//! The script of a small program, as a file to look at. `RINGFENCE_BLESS=1` writes it anew. `tests/kernel` loads it.
+//! The scripts of small programs, as files to look at. `RINGFENCE_BLESS=1` writes them anew. `tests/kernel` loads them.
 
 use ringfence_dataplane::nft::{NftOptions, render};
 use ringfence_dataplane::notation;
 
-#[test]
-fn the_script_of_a_small_program() {
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/model/scripts/small.nft");
-    let program = notation::parse("node", include_str!("scripts/small.program")).unwrap();
+fn check(name: &str, program: &str) {
+    let golden = format!("{}/tests/model/scripts/{name}.nft", env!("CARGO_MANIFEST_DIR"));
+    let program = notation::parse("node", program).unwrap();
     let script = render(&program, NftOptions::default());
     if std::env::var_os("RINGFENCE_BLESS").is_some() {
-        std::fs::write(golden, &script).unwrap();
+        std::fs::write(&golden, &script).unwrap();
     }
-    assert_eq!(script, std::fs::read_to_string(golden).unwrap_or_default());
+    assert_eq!(script, std::fs::read_to_string(&golden).unwrap_or_default());
+}
+
+#[test]
+fn the_script_of_a_small_program() {
+    check("small", include_str!("scripts/small.program"));
+}
+
+#[test]
+fn the_script_of_a_program_that_guards_ranges() {
+    check("guarded", include_str!("scripts/guarded.program"));
 }

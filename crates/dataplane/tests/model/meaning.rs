@@ -50,6 +50,15 @@ impl Interpreter<'_> {
                     return Verdict::Accept;
                 }
                 Rule::AcceptNeighbourDiscovery => continue,
+                Rule::RefuseUnknown(direction, range) => {
+                    let own = match direction {
+                        Direction::Ingress => self.flow.destination,
+                        Direction::Egress => self.flow.source,
+                    };
+                    let known = SetName::of_known(Family::of(range.addr()));
+                    let unknown = range.contains(&own) && !self.has_subject(&known, *direction);
+                    (unknown.then_some(ChainName::Deny(*direction)), None)
+                }
                 Rule::Judge => (Some(ChainName::Judge), None),
                 Rule::Ask(direction, family) => {
                     let set =
@@ -108,6 +117,12 @@ impl Interpreter<'_> {
         elements.iter().find(|element| self.matches(set.direction, element)).map(|element| (set, element))
     }
 
+    /// Whether the subject of a direction is in a set.
+    fn has_subject(&self, set: &SetName, direction: Direction) -> bool {
+        let (_, elements) = self.rules.sets.iter().find(|(name, _)| name == set).expect("a rule asks a missing set");
+        elements.iter().any(|element| self.matches(direction, element))
+    }
+
     fn matches(&self, direction: Direction, element: &Element) -> bool {
         let Flow { source, destination, transport } = self.flow;
         let (subject, peer) = match direction {
@@ -115,7 +130,9 @@ impl Interpreter<'_> {
             Direction::Egress => (source, destination),
         };
         match element {
-            Element::Subject { address, .. } | Element::Rest { address, .. } => *address == subject,
+            Element::Subject { address, .. } | Element::Rest { address, .. } | Element::Known(address) => {
+                *address == subject
+            }
             Element::Itself(address) => *address == source && *address == destination,
             Element::Port { address, protocol, port, .. } => {
                 *address == subject && transport == Transport::Port(*protocol, *port)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use ringfence_compile::{Admission, ClassId, Gate, GateId, PortTable, Program, ProtocolRange, Side, Subject};
+use ringfence_compile::{Admission, ClassId, Gate, GateId, Guard, PortTable, Program, ProtocolRange, Side, Subject};
 use ringfence_model::{AddressRange, Family, PortRange, Protocol};
 
 const LOCAL: [&str; 5] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2"];
@@ -17,6 +17,9 @@ const PORTS: [u16; 10] = [0, 15, 16, 53, 80, 81, 100, 300, 65534, 65535];
 const STARTS_V4: [&str; 7] =
     ["0.0.0.0", "10.0.0.0", "10.0.0.2", "10.9.0.2", "10.9.0.3", "224.0.0.0", "255.255.255.255"];
 const STARTS_V6: [&str; 5] = ["::", "fd00::2", "fd00:9::", "fd00:9::2", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"];
+
+/// Ranges to guard, on whole bytes and off them.
+const RANGES: [&str; 6] = ["10.0.0.0/24", "10.0.0.2/31", "10.9.0.2/32", "0.0.0.0/0", "fd00::/64", "fd00:9::/61"];
 
 pub(crate) fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -119,13 +122,27 @@ fn side() -> impl Strategy<Value = Side> {
 }
 
 pub(crate) fn program() -> impl Strategy<Value = Program> {
-    (side(), side(), addresses(&["192.0.2.1", "2001:db8::1"])).prop_map(|(ingress, egress, node_addresses)| Program {
-        generation: 0,
-        node: Arc::from("node"),
-        node_addresses,
-        ingress,
-        egress,
+    let node_addresses = addresses(&["192.0.2.1", "2001:db8::1"]);
+    (side(), side(), node_addresses, guard()).prop_map(|(ingress, egress, node_addresses, guard)| {
+        let node = Arc::from("node");
+        knowing_its_own(Program { generation: 0, node, node_addresses, ingress, egress, guard })
     })
+}
+
+fn guard() -> impl Strategy<Value = Guard> {
+    // Mostly one or two, often none.
+    let ranges = prop_oneof![Just(Vec::new()), subsequence(RANGES.to_vec(), 1..3)];
+    (ranges, addresses(&LOCAL), addresses(&PEERS)).prop_map(|(ranges, local, peers)| {
+        let ranges: Vec<_> = ranges.into_iter().map(|range| range.parse().unwrap()).collect();
+        Guard::new(&ranges, local.into_iter().chain(peers))
+    })
+}
+
+/// Isolated pods are known ones.
+fn knowing_its_own(program: Program) -> Program {
+    let subjects = program.ingress.subjects.keys().chain(program.egress.subjects.keys());
+    let known = program.guard.known().iter().chain(subjects).copied();
+    Program { guard: Guard::new(program.guard.ranges(), known), ..program }
 }
 
 /// Like [`program`], and sometimes with one side the same, the same map nodes even, as in the program before.
@@ -139,8 +156,12 @@ pub(crate) fn programs() -> impl Strategy<Value = Vec<Program>> {
                     1 => program.egress = before.egress.clone(),
                     _ => {}
                 }
+                if keep > 0 {
+                    let known = program.guard.known().iter().chain(before.guard.known());
+                    program.guard = Guard::new(before.guard.ranges(), known.copied());
+                }
             }
-            programs.push(program);
+            programs.push(knowing_its_own(program));
         }
         programs
     })
