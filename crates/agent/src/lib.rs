@@ -17,7 +17,8 @@ mod window;
 
 use std::sync::Arc;
 
-use ringfence_compile::{Cluster, Compiler, Touched, UnsupportedTier};
+use ipnet::IpNet;
+use ringfence_compile::{Cluster, Compiler, Touched, UnknownPods, UnsupportedTier};
 use ringfence_dataplane::{ApplyError, Backend, Demand, Outcome, Reconciler};
 use ringfence_model::{Object, ObjectKey, ObjectKind};
 
@@ -51,6 +52,7 @@ pub struct Agent<B: Backend> {
     node: Arc<str>,
     cluster: Cluster,
     compiler: <B::Demand as Demand>::Compiler,
+    unknown_pods: UnknownPods,
     /// What changed since the last program.
     touched: Touched,
     /// A complete state has arrived: nothing is programmed before.
@@ -60,10 +62,11 @@ pub struct Agent<B: Backend> {
 }
 
 impl<B: Backend> Agent<B> {
-    /// An agent that has seen nothing and programmed nothing.
+    /// An agent that has seen nothing and programmed nothing. It allows unknown pods.
     pub fn new(node: Arc<str>, backend: B) -> Agent<B> {
         Agent {
             compiler: Compiler::for_node(node.clone()),
+            unknown_pods: UnknownPods::default(),
             node,
             cluster: Cluster::new(),
             touched: Touched::default(),
@@ -71,6 +74,18 @@ impl<B: Backend> Agent<B> {
             program: None,
             reconciler: Reconciler::new(backend),
         }
+    }
+
+    /// The same, with another choice about unknown pods. Not to be called once it has programmed something.
+    #[must_use]
+    pub fn with_unknown_pods(self, unknown_pods: UnknownPods) -> Agent<B> {
+        Agent { compiler: self.compiler.with_unknown_pods(unknown_pods), unknown_pods, ..self }
+    }
+
+    /// The ranges that are guarded against unknown pods: none, when the node's own Node names none or is not there. Nothing
+    /// when unknown pods are allowed.
+    pub fn guarded(&self) -> Option<Vec<IpNet>> {
+        (self.unknown_pods == UnknownPods::Deny).then(|| self.cluster.pod_ranges(&self.node))
     }
 
     /// The node it works for.

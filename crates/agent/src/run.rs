@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::pin::pin;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use ringfence_compile::{Acl, Program};
 use ringfence_dataplane::{ApplyError, Backend, Outcome};
 use ringfence_k8s::{Diagnostic, Severity};
@@ -134,6 +135,7 @@ struct Node<'a, B: Backend> {
     source_trouble: Option<String>,
     diagnostics: BTreeSet<String>,
     remarks: Vec<String>,
+    guarded: Option<Vec<IpNet>>,
 }
 
 impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
@@ -151,6 +153,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             source_trouble: None,
             diagnostics: BTreeSet::new(),
             remarks: Vec::new(),
+            guarded: None,
         }
     }
 
@@ -275,6 +278,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         if self.status.in_sync.set(1) == 0 {
             info!(node = self.agent.node(), "the policies are in force");
         }
+        self.say_guarded();
         self.trouble = None;
         self.backoff.reset();
         self.status.pods.set(self.agent.pods() as u64);
@@ -292,6 +296,26 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             self.trouble = Some(text);
         }
         self.due = Some(Instant::now() + self.backoff.pause(fastrand::f64()));
+    }
+
+    /// Which ranges are guarded, whenever that changes.
+    fn say_guarded(&mut self) {
+        let guarded = self.agent.guarded();
+        if guarded == self.guarded {
+            return;
+        }
+        match guarded.as_deref() {
+            None => {}
+            Some([]) => warn!(
+                "no Node {} with spec.podCIDRs is known: a pod is not held back before its address is known",
+                self.agent.node()
+            ),
+            Some(ranges) => {
+                let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+                info!("addresses in {} are refused until their pods are known", ranges.join(", "));
+            }
+        }
+        self.guarded = guarded;
     }
 
     /// To gather them may take processes: not after each update.

@@ -12,7 +12,10 @@ use arbitrary::Unstructured;
 use proptest::prelude::*;
 use ringfence_compile::acl::{Acl, AclCompiler, AclReason, Members};
 use ringfence_compile::{Because, Cluster, Compiler, NodeCompiler, Program, Touched, UnknownPods};
-use ringfence_model::{Flow, Labels, Node, Object, ObjectKey, Phase, Pod, PodId, Transport};
+use ringfence_model::{
+    Flow, Isolation, Labels, NamespaceScope, Node, Object, ObjectKey, Phase, Pod, PodId, Policy, PolicyId, Selector,
+    Tier, Transport,
+};
 use ringfence_oracle::{State, judge};
 use ringfence_scenario::{Event, bytes, cluster, events, flows, pod_ranges};
 
@@ -294,4 +297,28 @@ fn a_new_state_shares_what_is_the_same() {
     state.reset(objects, &mut touched).unwrap();
     let after = compiler.compile(&state, &touched);
     assert!(before.guard.known().ptr_eq(after.guard.known()) && after.guard.known().len() == 1);
+}
+
+/// Policies are read again without touching what is known.
+#[test]
+fn a_policy_that_says_the_same_leaves_the_sets_alone() {
+    let policy = Object::Policy(Policy {
+        id: PolicyId { tier: Tier::Namespace, namespace: "shop".into(), name: "closed".into() },
+        priority: 0,
+        namespaces: NamespaceScope::Own,
+        pods: Selector::default(),
+        isolates: Isolation { ingress: true, egress: false },
+        ingress: Vec::new(),
+        egress: Vec::new(),
+    });
+    let db = Object::Pod(pod("db", Some("node-1"), &["10.0.1.1"]));
+    let mut state = Cluster::new();
+    let mut touched = Touched::default();
+    state.reset([our_node(&["10.0.1.0/24"]), db, policy.clone()], &mut touched).unwrap();
+    let mut compiler = AclCompiler::for_node("node-1".into()).with_unknown_pods(UnknownPods::Deny);
+    let before = compiler.compile(&state, &touched);
+    let mut touched = Touched::default();
+    state.apply(policy, &mut touched).unwrap();
+    let after = compiler.compile(&state, &touched);
+    assert!(after.known().is_some() && before.sets.ptr_eq(&after.sets));
 }

@@ -54,6 +54,9 @@ pub(crate) enum Command {
         /// The node. Can be left out when there is only one.
         #[arg(long)]
         node: Option<String>,
+        /// Whether to print what the agent does with addresses in the node's spec.podCIDRs that no pod of the input has.
+        #[arg(long, value_enum, default_value_t = UnknownPodsName::Allow)]
+        unknown_pods: UnknownPodsName,
         #[command(flatten)]
         filter: Filter,
     },
@@ -223,6 +226,14 @@ pub(crate) struct AgentOptions {
     pub(crate) node: String,
     #[command(flatten)]
     pub(crate) filter: Filter,
+    /// What an address in this node's spec.podCIDRs gets while no known pod has it.
+    ///
+    /// A pod can send before the source tells its address, and until then no policy is enforced for it. With deny, such an
+    /// address is no end of a new connection, except with this node itself. So new pods wait for the network until the source
+    /// has told their addresses, and do without it while the source is away. Nothing is refused as long as no Node tells the
+    /// ranges.
+    #[arg(long, value_enum, default_value_t = UnknownPodsName::Deny)]
+    pub(crate) unknown_pods: UnknownPodsName,
     /// Where to answer /livez and /readyz.
     #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:9440")]
     pub(crate) health_listen: Listen,
@@ -273,6 +284,14 @@ impl std::str::FromStr for Listen {
             address => address.parse().map(Listen::At).map_err(|_| "neither an address with a port nor off"),
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum UnknownPodsName {
+    /// No connection except with its node.
+    Deny,
+    /// Everything, as if it were a pod that no policy selects.
+    Allow,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

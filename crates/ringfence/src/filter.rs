@@ -1,9 +1,10 @@
-//! What the command line says about the packet filter, as options of the backends.
+//! What the command line says about the packet filter, as options of the backends and of what is compiled for them.
 
+use ringfence_compile::UnknownPods;
 use ringfence_dataplane::iptables::{IptablesOptions, Variant};
 use ringfence_dataplane::{DenyAction, NftOptions};
 
-use crate::args::{BackendName, DenyName, Filter, VariantName};
+use crate::args::{BackendName, DenyName, Filter, UnknownPodsName, VariantName};
 use crate::output::Failure;
 
 impl Filter {
@@ -41,6 +42,15 @@ impl Filter {
         match self.deny_action {
             DenyName::Reject => DenyAction::Reject,
             DenyName::Drop => DenyAction::Drop,
+        }
+    }
+}
+
+impl From<UnknownPodsName> for UnknownPods {
+    fn from(name: UnknownPodsName) -> UnknownPods {
+        match name {
+            UnknownPodsName::Deny => UnknownPods::Deny,
+            UnknownPodsName::Allow => UnknownPods::Allow,
         }
     }
 }

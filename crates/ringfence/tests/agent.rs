@@ -29,6 +29,7 @@ fn main() {
         ("health_and_metrics", health_and_metrics),
         ("drift_is_mended", drift_is_mended),
         ("unknown_node", unknown_node),
+        ("unknown_pods", unknown_pods),
         ("json_log", json_log),
         ("bad_arguments", bad_arguments),
     ];
@@ -335,6 +336,34 @@ fn unknown_node() {
     let agent = Agent::start(folder.path(), &[]);
     agent.says("WARN no Node is called node, and no pod is on node");
     agent.says("in force");
+}
+
+/// Addresses of the node's ranges are refused until their pods are known, unless the user wants otherwise.
+fn unknown_pods() {
+    const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: node}\nspec: {podCIDRs: [10.0.0.0/24]}\n";
+    let folder = folder();
+    let mut agent = Agent::start(folder.path(), &[]);
+    agent.says("WARN no Node node with spec.podCIDRs is known");
+    assert!(!table().unwrap().contains("known"));
+    write(folder.path(), "node.yaml", NODE);
+    agent.says("INFO addresses in 10.0.0.0/24 are refused until their pods are known");
+    let is_known = |address: &str| {
+        let set = nft(&["list", "set", "inet", "ringfence", "known4"], "").unwrap();
+        set.contains(address)
+    };
+    assert!(is_known("10.0.0.1") && is_known("10.0.0.2") && !is_known("10.0.0.5"));
+    write(folder.path(), "more.yaml", &pod("more", "10.0.0.5"));
+    agent.until("another pod", || is_known("10.0.0.5"));
+    fs::remove_file(folder.path().join("more.yaml")).unwrap();
+    agent.until("a pod that is gone", || !is_known("10.0.0.5"));
+    // Said when it changes, and not each time that anything does.
+    assert_eq!(agent.log().matches("until their pods are known").count(), 1, "{}", agent.log());
+    agent.terminate();
+    assert!(has("10.0.0.0/24"));
+    let agent = Agent::start(folder.path(), &["--unknown-pods", "allow"]);
+    agent.says("in force");
+    assert!(!has("10.0.0.0/24") && has("10.0.0.1"));
+    assert!(!agent.log().contains("known"), "{}", agent.log());
 }
 
 fn json_log() {

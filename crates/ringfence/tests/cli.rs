@@ -273,6 +273,35 @@ fn rendered_programs_name_pods_and_classes() {
     assert!(text.contains("default/db"), "{text}");
 }
 
+/// The same as the agent would program, on request only.
+#[test]
+fn guarded_ranges_are_rendered_on_request() {
+    const NODE: &str = "\
+apiVersion: v1
+kind: Node
+metadata: {name: worker}
+spec: {podCIDRs: [10.9.0.0/24, 'fd00:9::/64']}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec: {nodeName: worker}
+status: {podIPs: [{ip: 10.9.0.7}]}
+";
+    let render = |options: &[&str]| {
+        let output = with_input(&[&["render", "-"], options].concat(), NODE.as_bytes());
+        assert_eq!(code(&output), 0, "{}", errors(&output));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let guarded = render(&["--unknown-pods", "deny"]);
+    assert!(guarded.contains("ip saddr 10.9.0.0/24 ip saddr != @known4") && guarded.contains("10.9.0.7"), "{guarded}");
+    assert_eq!(render(&["--unknown-pods", "allow"]), render(&[]));
+    assert!(!render(&[]).contains("10.9.0"));
+    let guarded = render(&["--unknown-pods", "deny", "--backend", "iptables"]);
+    assert!(guarded.contains("-A RF-FORWARD -d fd00:9::/64 -j RF0-UNKNOWN-IN"), "{guarded}");
+    assert!(!render(&["--backend", "iptables"]).contains("UNKNOWN"));
+}
+
 #[test]
 fn a_lab_says_how_many_connections_it_tried() {
     let output = with_input(&["lab", "run", "-"], PODS.as_bytes());

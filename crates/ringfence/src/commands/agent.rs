@@ -95,7 +95,7 @@ fn run_with<B: Backend<Demand: Numbered>>(
         let (sender, events) = tokio::sync::mpsc::channel(CAPACITY);
         tracing::info!(node = options.node, source = source.name(), backend = backend.name(), "started");
         source.follow(sender)?;
-        let agent = Agent::new(options.node.as_str().into(), backend);
+        let agent = Agent::new(options.node.as_str().into(), backend).with_unknown_pods(options.unknown_pods.into());
         let succession = Succession::new(move || clear_others(in_use));
         run::run(agent, events, stop, settings, succession, &status).await?;
         Ok(())

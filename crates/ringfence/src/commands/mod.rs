@@ -28,7 +28,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             &messages,
         ),
         Command::Lab(LabCommand::Exec { end, lab, command }) => lab::exec(end, *lab, command),
-        Command::Render { input, node, filter } => render::run(input, node.as_deref(), filter, &messages),
+        Command::Render { input, node, unknown_pods, filter } => {
+            render::run(input, node.as_deref(), (*unknown_pods).into(), filter, &messages)
+        }
         Command::Agent(options) => agent::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Cni(command) => cni::run(command, &messages),

@@ -1,7 +1,7 @@
 use std::process::ExitCode;
 
-use ringfence_compile::Compiler;
-use ringfence_compile::{Cluster, NodeCompiler, Touched, acl::AclCompiler};
+use ringfence_compile::acl::AclCompiler;
+use ringfence_compile::{Cluster, Compiler, NodeCompiler, Touched, UnknownPods};
 use ringfence_dataplane::{iptables, nft};
 use ringfence_model::Object;
 
@@ -13,21 +13,24 @@ use crate::output::{self, Failure, Messages};
 pub(super) fn run(
     input: &Input,
     node: Option<&str>,
+    unknown: UnknownPods,
     filter: &Filter,
     messages: &Messages,
 ) -> Result<ExitCode, Failure> {
     filter.check()?;
     let cluster = input::read(input, None, messages)?;
     let text = match filter.backend {
-        BackendName::Nftables => nft::render(&compiled::<NodeCompiler>(cluster.objects, node)?, filter.nft()),
-        BackendName::Iptables => iptables::render(&compiled::<AclCompiler>(cluster.objects, node)?, &filter.iptables()),
+        BackendName::Nftables => nft::render(&compiled::<NodeCompiler>(cluster.objects, node, unknown)?, filter.nft()),
+        BackendName::Iptables => {
+            iptables::render(&compiled::<AclCompiler>(cluster.objects, node, unknown)?, &filter.iptables())
+        }
     };
     output::print(&text)?;
     Ok(exit_code(cluster.has_errors))
 }
 
 /// What one node must enforce.
-fn compiled<C: Compiler>(objects: Vec<Object>, node: Option<&str>) -> Result<C::Output, Failure> {
+fn compiled<C: Compiler>(objects: Vec<Object>, node: Option<&str>, unknown: UnknownPods) -> Result<C::Output, Failure> {
     let mut cluster = Cluster::new();
     let mut touched = Touched::default();
     cluster.reset(objects, &mut touched)?;
@@ -40,5 +43,5 @@ fn compiled<C: Compiler>(objects: Vec<Object>, node: Option<&str>) -> Result<C::
         (None, Some(only)) if names.len() == 1 => only,
         (None, _) => return Err(Failure::WhichNode(names.len(), known())),
     };
-    Ok(C::for_node(name.clone()).compile(&cluster, &touched))
+    Ok(C::for_node(name.clone()).with_unknown_pods(unknown).compile(&cluster, &touched))
 }
