@@ -1,6 +1,8 @@
 //! The boundary: what every way to enforce a program must be able to do.
 
 use std::error::Error;
+use std::fmt;
+use std::os::fd::BorrowedFd;
 
 use ringfence_compile::Compiler;
 
@@ -50,13 +52,29 @@ pub trait Backend {
         Vec::new()
     }
 
-    /// Looks whether the kernel still has what `program`, the last one applied, says, and makes it so if not. Whether it had
-    /// to. A backend that cannot tell says no.
+    /// Looks whether the kernel still has what `program`, the last one applied, says, and makes it so if not. What others had
+    /// done, if it had to. A backend that cannot tell finds nothing.
     ///
     /// # Errors
     /// The kernel refuses, or cannot be asked.
-    fn repair(&mut self, _program: &Self::Demand) -> Result<bool, ApplyError> {
-        Ok(false)
+    fn repair(&mut self, _program: &Self::Demand) -> Result<Option<Drift>, ApplyError> {
+        Ok(None)
+    }
+
+    /// What becomes readable when others may have changed what is ours; [`Backend::heed`] is to be called then, and nothing
+    /// else may read from it. The same file for the backend's life. None if nobody tells this backend, so that
+    /// [`Backend::repair`] is all there is.
+    fn alarm(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Empties the alarm, and makes the kernel enforce `program`, the last one applied, if others have changed what is ours.
+    /// Cheap when they have not: it believes the alarm, while [`Backend::repair`] sees for itself.
+    ///
+    /// # Errors
+    /// The kernel refuses, or cannot be asked.
+    fn heed(&mut self, _program: &Self::Demand) -> Result<Option<Drift>, ApplyError> {
+        Ok(None)
     }
 
     /// Removes everything of ours; nothing is enforced afterwards. No error when there is nothing of ours.
@@ -64,6 +82,16 @@ pub trait Backend {
     /// # Errors
     /// The kernel refuses, or cannot be asked.
     fn cleanup(&mut self) -> Result<(), ApplyError>;
+}
+
+/// What others had done to what is ours, before it was mended. A sentence for people, without its full stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift(pub String);
+
+impl fmt::Display for Drift {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// What a transaction consisted of.

@@ -1,6 +1,6 @@
 //! Keeps a backend at the newest program, with as little writing as is safe.
 
-use crate::backend::{Applied, ApplyError, Backend, Demand};
+use crate::backend::{Applied, ApplyError, Backend, Demand, Drift};
 
 /// Applies programs to a backend and remembers the last one that is certainly in force.
 pub struct Reconciler<B: Backend> {
@@ -65,15 +65,31 @@ impl<B: Backend> Reconciler<B> {
         Ok(Outcome::Replaced { applied, after })
     }
 
-    /// Looks whether the kernel still has what is in force, and mends it. Whether it had to; no, when nothing is in force.
+    /// Looks whether the kernel still has what is in force, and mends it. What others had done, if it had to; nothing, when
+    /// nothing is in force.
     ///
     /// # Errors
     /// The backend's. What is in force is not certain then.
-    pub fn repair(&mut self) -> Result<bool, ApplyError> {
-        let Some(program) = self.in_force.take() else { return Ok(false) };
-        let repaired = self.backend.repair(&program)?;
+    pub fn repair(&mut self) -> Result<Option<Drift>, ApplyError> {
+        self.mend(Backend::repair)
+    }
+
+    /// The same for [`Backend::heed`], when the backend's alarm rings.
+    ///
+    /// # Errors
+    /// The backend's. What is in force is not certain then.
+    pub fn heed(&mut self) -> Result<Option<Drift>, ApplyError> {
+        self.mend(Backend::heed)
+    }
+
+    fn mend(
+        &mut self,
+        how: impl FnOnce(&mut B, &B::Demand) -> Result<Option<Drift>, ApplyError>,
+    ) -> Result<Option<Drift>, ApplyError> {
+        let Some(program) = self.in_force.take() else { return Ok(None) };
+        let drift = how(&mut self.backend, &program)?;
         self.in_force = Some(program);
-        Ok(repaired)
+        Ok(drift)
     }
 
     /// Removes everything of ours from the kernel.

@@ -72,7 +72,7 @@ use ringfence_model::{Direction, Family};
 pub use diff::AclDiff;
 pub use options::{InvalidMark, IptablesOptions, Mark, Variant};
 
-use crate::backend::{Applied, ApplyError, Backend};
+use crate::backend::{Applied, ApplyError, Backend, Drift};
 pub(crate) use clear::clear_variants_but;
 use layout::Layout;
 use listing::{Stock, set_kind, set_members};
@@ -492,14 +492,14 @@ impl Backend for IptablesBackend {
     ///
     /// Versions of iptables may list rules in other words than they were given. Their words are learned: what is listed
     /// after two separate writes alike, with the chains, the number of rules and the members that were written.
-    fn repair(&mut self, program: &Acl) -> Result<bool, ApplyError> {
+    fn repair(&mut self, program: &Acl) -> Result<Option<Drift>, ApplyError> {
         if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
             let found = self.found()?;
             let expected = self.expected(program, edition);
             if found == expected
                 || found.is_shaped_as(&expected) && self.spelling == Some((expected.words(), found.words(), true))
             {
-                return Ok(false);
+                return Ok(None);
             }
         }
         self.replace(program)?;
@@ -512,7 +512,7 @@ impl Backend for IptablesBackend {
                 self.spelling = Some((expected.words(), words, again));
             }
         }
-        Ok(true)
+        Ok(Some(Drift("others had changed rules or sets of ringfence".to_owned())))
     }
 
     /// Removes ours from both variants, and touches only one that has something of ours.

@@ -58,13 +58,18 @@ impl Attributes<'_> {
 
 /// The attributes in `bytes`, by type and value; stops at what is no attribute.
 pub(super) fn attributes_of(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    marked_attributes_of(bytes).map(|(kind, _, value)| (kind, value))
+}
+
+/// The same, and whether the attribute is marked to hold attributes. We mark all of those, the kernel does not.
+pub(super) fn marked_attributes_of(bytes: &[u8]) -> impl Iterator<Item = (u16, bool, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(rest.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?) & TYPE;
+        let kind = u16::from_ne_bytes(rest.get(2..4)?.try_into().ok()?);
         let value = rest.get(4..length)?;
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
+        Some((kind & TYPE, kind & NESTED != 0, value))
     })
 }
 
@@ -87,7 +92,7 @@ numbers! {
     /// `enum nfnl_batch_attributes` of `linux/netfilter/nfnetlink.h`.
     batch { GENID = 1 }
     /// `enum nft_gen_attributes`.
-    generation { ID = 1 }
+    generation { ID = 1, PROC_PID = 2, PROC_NAME = 3 }
     /// `enum nft_table_attributes`.
     table { NAME = 1, FLAGS = 2, USERDATA = 6 }
     /// `enum nft_chain_attributes`.

@@ -18,6 +18,15 @@ const VERDICT_REGISTER: u32 = 0;
 /// `NFT_REG32_00`, the first of 16 registers of 4 bytes. A key of several fields lies in consecutive ones.
 const FIRST: u32 = 8;
 
+/// A register as the kernel lists it: where one of the 4 registers of 16 bytes starts, by the number of that one
+/// (`nft_dump_register`). It means the same, and what we wrote can be recognised.
+fn listed(register: u32) -> u32 {
+    match register.checked_sub(FIRST) {
+        Some(index) if index % 4 == 0 => 1 + index / 4,
+        _ => register,
+    }
+}
+
 /// `enum nft_verdicts` of `linux/netfilter/nf_tables.h`, with the negative ones in two's complement.
 #[derive(Clone, Copy, Debug)]
 #[repr(u32)]
@@ -211,7 +220,7 @@ impl Expressions<'_> {
     /// One of the bits is set.
     fn connection_has(&mut self, key: Ct, bits: u32) -> &mut Self {
         self.add("ct", |ct| {
-            ct.number(ct::KEY, key as u32).number(ct::DREG, FIRST);
+            ct.number(ct::KEY, key as u32).number(ct::DREG, listed(FIRST));
         });
         self.has_one_of(&bits.to_ne_bytes())
     }
@@ -226,8 +235,8 @@ impl Expressions<'_> {
         let zero = vec![0; bits.len()];
         self.add("bitwise", |bitwise| {
             bitwise
-                .number(bitwise::SREG, FIRST)
-                .number(bitwise::DREG, FIRST)
+                .number(bitwise::SREG, listed(FIRST))
+                .number(bitwise::DREG, listed(FIRST))
                 .number(bitwise::LEN, u32::try_from(bits.len()).unwrap_or(u32::MAX))
                 .nest(bitwise::MASK, |mask| {
                     mask.bytes(data::VALUE, bits);
@@ -244,7 +253,7 @@ impl Expressions<'_> {
         const ADDRESS_TYPE: u32 = 3;
         const LOCAL: u32 = 2;
         self.add("fib", |fib| {
-            fib.number(fib::FLAGS, SOURCE).number(fib::RESULT, ADDRESS_TYPE).number(fib::DREG, FIRST);
+            fib.number(fib::FLAGS, SOURCE).number(fib::RESULT, ADDRESS_TYPE).number(fib::DREG, listed(FIRST));
         });
         self.compare(Compare::Equal, &LOCAL.to_ne_bytes())
     }
@@ -255,7 +264,7 @@ impl Expressions<'_> {
         const BY_SOURCE_AND_DEVICE: u32 = 1 | 8 | 32;
         const DEVICE: u32 = 1;
         self.add("fib", |fib| {
-            fib.number(fib::FLAGS, BY_SOURCE_AND_DEVICE).number(fib::RESULT, DEVICE).number(fib::DREG, FIRST);
+            fib.number(fib::FLAGS, BY_SOURCE_AND_DEVICE).number(fib::RESULT, DEVICE).number(fib::DREG, listed(FIRST));
         });
         // A byte that the kernel stores at the start of a register (`nft_reg_store8`).
         self.compare(Compare::Equal, &[1, 0, 0, 0])
@@ -295,14 +304,14 @@ impl Expressions<'_> {
 
     fn meta(&mut self, key: Meta, register: u32) -> &mut Self {
         self.add("meta", |meta| {
-            meta.number(meta::KEY, key as u32).number(meta::DREG, register);
+            meta.number(meta::KEY, key as u32).number(meta::DREG, listed(register));
         })
     }
 
     fn payload(&mut self, base: Base, offset: u32, length: u32, register: u32) -> &mut Self {
         self.add("payload", |payload| {
             payload
-                .number(payload::DREG, register)
+                .number(payload::DREG, listed(register))
                 .number(payload::BASE, base as u32)
                 .number(payload::OFFSET, offset)
                 .number(payload::LEN, length);
@@ -311,7 +320,7 @@ impl Expressions<'_> {
 
     fn compare(&mut self, operator: Compare, value: &[u8]) -> &mut Self {
         self.add("cmp", |cmp| {
-            cmp.number(cmp::SREG, FIRST).number(cmp::OP, operator as u32).nest(cmp::DATA, |operand| {
+            cmp.number(cmp::SREG, listed(FIRST)).number(cmp::OP, operator as u32).nest(cmp::DATA, |operand| {
                 operand.bytes(data::VALUE, value);
             });
         })
@@ -319,9 +328,9 @@ impl Expressions<'_> {
 
     fn lookup(&mut self, set: &SetName, destination: Option<u32>) -> &mut Self {
         self.add("lookup", |lookup| {
-            lookup.text(lookup::SET, &set.to_string()).number(lookup::SREG, FIRST);
+            lookup.text(lookup::SET, &set.to_string()).number(lookup::SREG, listed(FIRST));
             if let Some(register) = destination {
-                lookup.number(lookup::DREG, register);
+                lookup.number(lookup::DREG, listed(register));
             }
         })
     }
@@ -331,7 +340,10 @@ impl Expressions<'_> {
         // NFT_LOOKUP_F_INV.
         const INVERTED: u32 = 1;
         self.add("lookup", |lookup| {
-            lookup.text(lookup::SET, &set.to_string()).number(lookup::SREG, FIRST).number(lookup::FLAGS, INVERTED);
+            lookup
+                .text(lookup::SET, &set.to_string())
+                .number(lookup::SREG, listed(FIRST))
+                .number(lookup::FLAGS, INVERTED);
         })
     }
 

@@ -16,19 +16,19 @@ pub(super) const BASE_PRIORITY: i32 = 0;
 
 /// The number of the last transaction in this network namespace, anybody's.
 pub(super) fn last_transaction(socket: &mut NftSocket) -> Result<Option<u32>, ApplyError> {
-    let objects = socket.list(libc::NFT_MSG_GETGEN, false)?.unwrap_or_default();
+    let objects = socket.get(libc::NFT_MSG_GETGEN)?;
     Ok(objects.iter().find_map(|object| number(object, generation::ID)))
 }
 
 /// What is in our table. `None` when something changed while it was listed.
 pub(super) fn inventory(socket: &mut NftSocket) -> Result<Option<Inventory>, ApplyError> {
-    let Some(tables) = socket.list(libc::NFT_MSG_GETTABLE, true)? else {
+    let Some(tables) = socket.list(libc::NFT_MSG_GETTABLE)? else {
         return Ok(None);
     };
-    let Some(chains) = socket.list(libc::NFT_MSG_GETCHAIN, true)? else {
+    let Some(chains) = socket.list(libc::NFT_MSG_GETCHAIN)? else {
         return Ok(None);
     };
-    let Some(sets) = socket.list(libc::NFT_MSG_GETSET, true)? else {
+    let Some(sets) = socket.list(libc::NFT_MSG_GETSET)? else {
         return Ok(None);
     };
     let ours = |object: &Vec<u8>, attribute| is_text(object, attribute, TABLE);
@@ -52,7 +52,7 @@ pub(super) fn inventory(socket: &mut NftSocket) -> Result<Option<Inventory>, App
     }))
 }
 
-fn is_good_base_chain(chain: &[u8]) -> bool {
+pub(super) fn is_good_base_chain(chain: &[u8]) -> bool {
     let Some(hook) = value(chain, chain::HOOK) else {
         return false;
     };
@@ -65,27 +65,27 @@ fn is_good_base_chain(chain: &[u8]) -> bool {
 }
 
 /// Anonymous sets belong to a rule and go with it.
-fn is_anonymous(set: &[u8]) -> bool {
+pub(super) fn is_anonymous(set: &[u8]) -> bool {
     /// `NFT_SET_ANONYMOUS`.
     const ANONYMOUS: u32 = 1;
     number(set, set::FLAGS).is_some_and(|flags| flags & ANONYMOUS != 0)
 }
 
-fn value(object: &[u8], kind: u16) -> Option<&[u8]> {
+pub(super) fn value(object: &[u8], kind: u16) -> Option<&[u8]> {
     attributes_of(object).find(|(found, _)| *found == kind).map(|(_, value)| value)
 }
 
 /// Numbers are in network byte order.
-fn number(object: &[u8], kind: u16) -> Option<u32> {
+pub(super) fn number(object: &[u8], kind: u16) -> Option<u32> {
     Some(u32::from_be_bytes(value(object, kind)?.try_into().ok()?))
 }
 
 /// Texts end with a zero byte.
-fn text(object: &[u8], kind: u16) -> Option<String> {
+pub(super) fn text(object: &[u8], kind: u16) -> Option<String> {
     let value = value(object, kind)?;
     String::from_utf8(value.strip_suffix(&[0]).unwrap_or(value).to_vec()).ok()
 }
 
-fn is_text(object: &[u8], kind: u16, wanted: &str) -> bool {
+pub(super) fn is_text(object: &[u8], kind: u16, wanted: &str) -> bool {
     value(object, kind).is_some_and(|value| value.strip_suffix(&[0]) == Some(wanted.as_bytes()))
 }

@@ -65,6 +65,11 @@ impl<'a> Batch<'a> {
         &self.bytes
     }
 
+    /// Whether it has no operation.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
     /// How many there are.
     pub(super) fn messages(&self) -> usize {
         self.messages.len()
@@ -191,42 +196,19 @@ impl<'a> Batch<'a> {
     }
 
     fn add_set(&mut self, index: usize, name: &SetName) {
-        /// The type of verdicts, `NFT_DATA_VERDICT`.
-        const VERDICT: u32 = 0xffff_ff00;
-        /// `enum nft_set_flags`.
-        const INTERVAL: u32 = 0x4;
-        const MAP: u32 = 0x8;
-        const CONCAT: u32 = 0x80;
-        let fields = name.fields();
-        let ranges_of_several_fields = name.is_interval() && fields.len() > 1;
-        let flag = |condition, flag| if condition { flag } else { 0 };
         self.nft(index, libc::NFT_MSG_NEWSET, NLM_F_CREATE | NLM_F_EXCL);
         self.sets += 1;
         let mut attributes = Attributes(&mut self.bytes);
-        attributes
-            .text(set::TABLE, TABLE)
-            .text(set::NAME, &name.to_string())
-            .number(
-                set::FLAGS,
-                flag(name.is_map(), MAP) | flag(name.is_interval(), INTERVAL) | flag(ranges_of_several_fields, CONCAT),
-            )
-            // nft numbers the type of several fields with six bits for each.
-            .number(set::KEY_TYPE, fields.iter().fold(0, |number, field| number << 6 | field.type_number()))
-            .number(
-                set::KEY_LEN,
-                match fields {
-                    [field] => field.length(),
-                    fields => fields.iter().map(|field| field.padded()).sum(),
-                },
-            )
-            .number(set::ID, self.sets);
+        attributes.text(set::TABLE, TABLE).text(set::NAME, &name.to_string());
+        declare_set(&mut attributes, name);
         if name.is_map() {
-            attributes.number(set::DATA_TYPE, VERDICT).number(set::DATA_LEN, 0);
+            attributes.number(set::DATA_LEN, 0);
         }
-        if ranges_of_several_fields {
+        attributes.number(set::ID, self.sets);
+        if name.has_ranges_of_several_fields() {
             attributes.nest(set::DESC, |desc| {
                 desc.nest(set_desc::CONCAT, |list| {
-                    for field in fields {
+                    for field in name.fields() {
                         list.nest(LIST_ELEMENT, |entry| {
                             entry.number(set_field::LEN, field.length());
                         });
@@ -235,7 +217,7 @@ impl<'a> Batch<'a> {
             });
         }
         let mut about = Vec::new();
-        if fields.len() == 1 {
+        if name.fields().len() == 1 {
             about.extend(userdata::entry(userdata::SET_KEY_BYTE_ORDER, &userdata::BIG_ENDIAN.to_ne_bytes()));
         }
         about.extend(userdata::comment(userdata::SET_COMMENT, &name.comment()));
@@ -288,6 +270,37 @@ impl<'a> Batch<'a> {
             self.bytes[flags] |= low;
             self.bytes[flags + 1] |= high;
         }
+    }
+}
+
+/// Appends what makes a set the kind of set it is.
+pub(super) fn declare_set(attributes: &mut Attributes<'_>, name: &SetName) {
+    /// The type of verdicts, `NFT_DATA_VERDICT`.
+    const VERDICT: u32 = 0xffff_ff00;
+    /// `enum nft_set_flags`.
+    const INTERVAL: u32 = 0x4;
+    const MAP: u32 = 0x8;
+    const CONCAT: u32 = 0x80;
+    let fields = name.fields();
+    let flag = |condition, flag| if condition { flag } else { 0 };
+    attributes
+        .number(
+            set::FLAGS,
+            flag(name.is_map(), MAP)
+                | flag(name.is_interval(), INTERVAL)
+                | flag(name.has_ranges_of_several_fields(), CONCAT),
+        )
+        // nft numbers the type of several fields with six bits for each.
+        .number(set::KEY_TYPE, fields.iter().fold(0, |number, field| number << 6 | field.type_number()))
+        .number(
+            set::KEY_LEN,
+            match fields {
+                [field] => field.length(),
+                fields => fields.iter().map(|field| field.padded()).sum(),
+            },
+        );
+    if name.is_map() {
+        attributes.number(set::DATA_TYPE, VERDICT);
     }
 }
 

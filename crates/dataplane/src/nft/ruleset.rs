@@ -169,6 +169,11 @@ impl SetName {
         matches!(self.content, Content::Gate(_, Members::Blocks) | Content::Ports(Shape::Ranges))
     }
 
+    /// Whether its elements are ranges in each of several fields.
+    pub(super) fn has_ranges_of_several_fields(&self) -> bool {
+        self.is_interval() && self.fields().len() > 1
+    }
+
     /// Whether its elements carry verdicts.
     pub fn is_map(&self) -> bool {
         matches!(self.content, Content::Ports(_))

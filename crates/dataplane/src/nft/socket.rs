@@ -39,12 +39,20 @@ pub(super) enum Sent {
 }
 
 /// A message from the kernel.
-struct Message<'a> {
-    kind: u16,
+pub(super) struct Message<'a> {
+    pub(super) kind: u16,
     flags: u16,
     sequence: u32,
     /// What follows the netlink header.
-    payload: &'a [u8],
+    pub(super) payload: &'a [u8],
+}
+
+/// What the kernel lists.
+pub(super) struct Listing {
+    /// The attributes of each object.
+    pub(super) objects: Vec<Vec<u8>>,
+    /// Somebody changed something meanwhile, ours or not: objects may be missing or doubled.
+    pub(super) interrupted: bool,
 }
 
 /// What the kernel says about a message of ours.
@@ -57,17 +65,10 @@ struct Answer {
 
 impl NftSocket {
     pub(super) fn open() -> Result<NftSocket, ApplyError> {
-        let failed =
-            |source: io::Error| ApplyError::Unsent { operation: "opening a netlink socket", source: source.into() };
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
-        socket.bind_auto().map_err(failed)?;
-        socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
+        let socket = open(RECEIVE_QUEUE_BYTES)?;
         // Errors come without a copy of the message, and with the place of the fault in it.
-        socket.set_cap_ack(true).map_err(failed)?;
-        socket.set_ext_ack(true).map_err(failed)?;
-        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_QUEUE_BYTES).is_err() {
-            setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_QUEUE_BYTES).map_err(|error| failed(error.into()))?;
-        }
+        socket.set_cap_ack(true).map_err(not_opened)?;
+        socket.set_ext_ack(true).map_err(not_opened)?;
         Ok(NftSocket { socket, sequence: 1, received: Vec::with_capacity(RECEIVE_BYTES) })
     }
 
@@ -111,7 +112,8 @@ impl NftSocket {
         if outdated {
             return Ok(Sent::Outdated);
         }
-        if !acknowledged {
+        // Brackets around nothing are not acknowledged.
+        if !acknowledged && !batch.is_empty() {
             return Err(lost("writing", io::Error::from(io::ErrorKind::UnexpectedEof)));
         }
         let (elements_added, elements_removed) = batch.elements();
@@ -119,29 +121,50 @@ impl NftSocket {
         Ok(Sent::Committed(Applied { elements_added, elements_removed, messages, bytes }))
     }
 
-    /// Lists objects, or with `dump` unset asks for one. Gives the attributes of each; nothing when it does not exist.
-    /// Gives `None` when what was listed changed meanwhile.
-    pub(super) fn list(&mut self, kind: i32, dump: bool) -> Result<Option<Vec<Vec<u8>>>, ApplyError> {
+    /// Whether the transaction numbered `last` is over and none came after it. A transaction takes its number before it takes
+    /// effect; this waits for its end.
+    pub(super) fn is_last(&mut self, last: u32) -> Result<bool, ApplyError> {
+        // Without operations a transaction has no effect and gets no number, but the kernel compares and takes its turn.
+        let sent = self.transact(&Batch::new(&[], Some(last), self.sequence))?;
+        Ok(matches!(sent, Sent::Committed(_)))
+    }
+
+    /// Asks about one object.
+    pub(super) fn get(&mut self, kind: i32) -> Result<Vec<Vec<u8>>, ApplyError> {
+        Ok(self.ask(kind, 0, &[])?.objects)
+    }
+
+    /// Lists objects. Gives `None` when something changed meanwhile.
+    pub(super) fn list(&mut self, kind: i32) -> Result<Option<Vec<Vec<u8>>>, ApplyError> {
+        let listing = self.list_some(kind, &[])?;
+        Ok((!listing.interrupted).then_some(listing.objects))
+    }
+
+    /// Lists those objects that `attributes` describes; none when what they would be in does not exist.
+    pub(super) fn list_some(&mut self, kind: i32, attributes: &[u8]) -> Result<Listing, ApplyError> {
+        self.ask(kind, libc::NLM_F_DUMP, attributes)
+    }
+
+    fn ask(&mut self, kind: i32, flags: i32, attributes: &[u8]) -> Result<Listing, ApplyError> {
         let sequence = self.sequence;
         self.sequence = sequence.wrapping_add(1);
         let mut request = Vec::new();
-        let flags = if dump { libc::NLM_F_DUMP } else { 0 };
         message_header(&mut request, libc::NFNL_SUBSYS_NFTABLES << 8 | kind, flags, sequence, FAMILY_INET, 0);
+        request.extend_from_slice(attributes);
         finish_message(&mut request, 0);
         self.send(&request)?;
-        let mut objects = Vec::new();
-        let mut interrupted = false;
-        let mut complete = !dump;
+        let mut listing = Listing { objects: Vec::new(), interrupted: false };
+        let mut complete = flags == 0;
         while self.receive()? {
             for message in messages(&self.received) {
                 let message = message?;
                 if message.sequence != sequence {
                     continue;
                 }
-                interrupted |= message.flags & DUMP_INTERRUPTED != 0;
+                listing.interrupted |= message.flags & DUMP_INTERRUPTED != 0;
                 match message.answer().map(|answer| answer.errno) {
-                    Some(libc::EINTR) => interrupted = true,
-                    Some(libc::ENOENT) => return Ok(Some(Vec::new())),
+                    Some(libc::EINTR) => (listing.interrupted, complete) = (true, true),
+                    Some(libc::ENOENT) => complete = true,
                     Some(0) => {}
                     Some(number) => {
                         return Err(ApplyError::Refused {
@@ -150,15 +173,11 @@ impl NftSocket {
                         });
                     }
                     None if i32::from(message.kind) == libc::NLMSG_DONE => complete = true,
-                    None => objects.push(message.payload.get(GENERIC_HEADER..).unwrap_or_default().to_vec()),
+                    None => listing.objects.push(message.payload.get(GENERIC_HEADER..).unwrap_or_default().to_vec()),
                 }
             }
         }
-        match (interrupted, complete) {
-            (true, _) => Ok(None),
-            (false, true) => Ok(Some(objects)),
-            (false, false) => Err(lost("listing", io::Error::from(io::ErrorKind::UnexpectedEof))),
-        }
+        if complete { Ok(listing) } else { Err(lost("listing", io::Error::from(io::ErrorKind::UnexpectedEof))) }
     }
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), ApplyError> {
@@ -200,7 +219,23 @@ impl NftSocket {
     }
 }
 
-fn lost(operation: &'static str, source: io::Error) -> ApplyError {
+/// A netlink socket to the packet filter that holds at least so many bytes for us to read, if the kernel lets it.
+pub(super) fn open(queue_bytes: usize) -> Result<Socket, ApplyError> {
+    let mut socket = Socket::new(NETLINK_NETFILTER).map_err(not_opened)?;
+    socket.bind_auto().map_err(not_opened)?;
+    // Nobody but the kernel can send to it then.
+    socket.connect(&SocketAddr::new(0, 0)).map_err(not_opened)?;
+    if setsockopt(&socket, sockopt::RcvBufForce, &queue_bytes).is_err() {
+        setsockopt(&socket, sockopt::RcvBuf, &queue_bytes).map_err(|error| not_opened(error.into()))?;
+    }
+    Ok(socket)
+}
+
+pub(super) fn not_opened(source: io::Error) -> ApplyError {
+    ApplyError::Unsent { operation: "opening a netlink socket", source: source.into() }
+}
+
+pub(super) fn lost(operation: &'static str, source: io::Error) -> ApplyError {
     ApplyError::Lost { operation, source: source.into() }
 }
 
@@ -222,7 +257,7 @@ impl Message<'_> {
 }
 
 /// The messages in a datagram.
-fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, ApplyError>> {
+pub(super) fn messages(datagram: &[u8]) -> impl Iterator<Item = Result<Message<'_>, ApplyError>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
         if rest.is_empty() {

@@ -4,6 +4,7 @@
 //! printers, two parsers and a kernel in between have to agree.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+mod drift;
 mod namespace;
 mod pods;
 #[path = "../model/random.rs"]
@@ -49,6 +50,14 @@ fn main() {
         ("hostile_names_are_only_comments", hostile_names_are_only_comments),
         ("unknown_pods", || unknown::packets(new())),
         ("no_packet_while_pods_become_known", || unknown::flood(new(), 3000)),
+        ("what_the_alarm_tells_is_mended", drift::what_the_alarm_tells_is_mended),
+        ("what_is_read_back_is_mended", drift::what_is_read_back_is_mended),
+        ("what_is_ours_is_recognised", drift::what_is_ours_is_recognised),
+        ("others_ring_in_vain", drift::others_ring_in_vain),
+        ("our_own_writing_does_not_ring", drift::our_own_writing_does_not_ring),
+        ("an_overflow_makes_us_look", drift::an_overflow_makes_us_look),
+        ("no_repair_while_others_write", drift::no_repair_while_others_write),
+        ("an_update_does_not_hide_harm", drift::an_update_does_not_hide_harm),
     ];
     for &(name, test) in tests {
         trials.push(Trial::test(name, move || {
