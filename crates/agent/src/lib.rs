@@ -7,6 +7,7 @@
 pub mod access;
 mod backoff;
 pub mod directory;
+mod guard;
 pub mod health;
 pub mod kube;
 pub mod run;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use ringfence_compile::{Cluster, Compiler, Touched, UnknownPods, UnsupportedTier};
-use ringfence_dataplane::{ApplyError, Backend, Demand, Outcome, Reconciler};
+use ringfence_dataplane::{ApplyError, Backend, Demand, Drift, Outcome, Reconciler};
 use ringfence_model::{Object, ObjectKey, ObjectKind};
 
 /// One change of the cluster, as a source reports it.
@@ -132,12 +133,20 @@ impl<B: Backend> Agent<B> {
         Ok(outcome?)
     }
 
-    /// Looks whether the kernel still has what was written last, and mends what others have changed. Whether it had to.
+    /// Looks whether the kernel still has what was written last, and mends what others have changed. Tells what, if it had to.
     ///
     /// # Errors
     /// What the backend reports. The next [`Agent::sync`] writes everything.
-    pub fn repair(&mut self) -> Result<bool, ApplyError> {
+    pub fn repair(&mut self) -> Result<Option<Drift>, ApplyError> {
         self.reconciler.repair()
+    }
+
+    /// The same, as far as the backend's alarm tells: see [`Backend::heed`].
+    ///
+    /// # Errors
+    /// What the backend reports. The next [`Agent::sync`] writes everything.
+    pub fn heed(&mut self) -> Result<Option<Drift>, ApplyError> {
+        self.reconciler.heed()
     }
 
     /// How many pods the cluster has, as far as is known.

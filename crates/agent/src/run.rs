@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use ringfence_compile::{Acl, Program};
-use ringfence_dataplane::{ApplyError, Backend, Outcome};
+use ringfence_dataplane::{ApplyError, Backend, Drift, Outcome};
 use ringfence_k8s::{Diagnostic, Severity};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
 use crate::backoff::Backoff;
+use crate::guard::{Bell, Pace};
 use crate::health::Status;
 use crate::source::{CAPACITY, Event, Update};
 use crate::succession::Succession;
@@ -88,6 +89,7 @@ pub async fn run<B: Backend<Demand: Numbered>>(
     succession: Succession,
     status: &Status,
 ) -> Result<(), RunError> {
+    let bell = Bell::new(agent.backend().alarm());
     let mut node = Node::new(agent, settings.resync, succession, status);
     let mut stop = pin!(stop);
     let mut batch = Vec::new();
@@ -102,6 +104,7 @@ pub async fn run<B: Backend<Demand: Numbered>>(
                     return Err(RunError::SourceEnded);
                 }
             }
+            () = bell.rings(), if !node.rung => node.rung = true,
             () = sleep_until(node.next()) => {}
         }
         for event in batch.drain(..) {
@@ -130,6 +133,9 @@ struct Node<'a, B: Backend> {
     due: Option<Instant>,
     resync: Duration,
     next_repair: Instant,
+    /// The backend's alarm is to be heeded.
+    rung: bool,
+    pace: Pace,
     /// What was said last, in order not to repeat it.
     trouble: Option<String>,
     source_trouble: Option<String>,
@@ -149,6 +155,8 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             due: None,
             resync,
             next_repair: Instant::now() + resync,
+            rung: false,
+            pace: Pace::default(),
             trouble: None,
             source_trouble: None,
             diagnostics: BTreeSet::new(),
@@ -159,8 +167,12 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
 
     /// When there is something to do at the latest.
     fn next(&self) -> Instant {
-        let next = Instant::now() + HEARTBEAT;
-        self.due.into_iter().fold(next.min(self.next_repair), Instant::min)
+        let now = Instant::now();
+        // What is due comes first, see `work`.
+        let first = self.due.unwrap_or_else(|| {
+            if self.rung { self.pace.earliest(now).min(self.next_repair) } else { self.next_repair }
+        });
+        first.min(now + HEARTBEAT)
     }
 
     fn take(&mut self, event: Event) {
@@ -225,10 +237,23 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         let now = Instant::now();
         if self.due.is_some_and(|due| due <= now) {
             self.sync();
+            // It may have heard the alarm, and does not mend.
+            self.rung = true;
         }
         // While something is to be written, what the kernel has is not what it shall have.
+        if self.due.is_some() {
+            return;
+        }
+        if self.rung && self.pace.earliest(now) <= now {
+            self.rung = false;
+            let result = self.agent.heed();
+            self.mended(result);
+        }
         if self.next_repair <= now && self.due.is_none() {
-            self.repair();
+            let result = self.agent.repair();
+            self.mended(result);
+            self.succession.retry();
+            self.say_remarks();
             self.next_repair = Instant::now() + self.resync;
         }
     }
@@ -261,17 +286,24 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         }
     }
 
-    fn repair(&mut self) {
-        match self.agent.repair() {
-            Ok(false) => {}
-            Ok(true) => {
+    fn mended(&mut self, result: Result<Option<Drift>, ApplyError>) {
+        match result {
+            Ok(None) => {}
+            Ok(Some(drift)) => {
                 self.status.drift_repairs.inc();
-                warn!("others had changed what is ours in the packet filter: mended");
+                let now = Instant::now();
+                match self.pace.mended(now) {
+                    Some(pause) if pause < Pace::LONGEST => warn!("{drift}: mended"),
+                    Some(pause) => {
+                        warn!(
+                            "{drift}: mended. This goes on, so from now on it is mended every {pause:?} and not told"
+                        );
+                    }
+                    None => {}
+                }
             }
             Err(error) => self.out_of_sync(&error),
         }
-        self.succession.retry();
-        self.say_remarks();
     }
 
     fn in_sync(&mut self) {
