@@ -34,7 +34,7 @@ impl Bell {
             ready.clear_ready();
             return;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

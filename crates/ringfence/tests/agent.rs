@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 #[path = "../../dataplane/tests/kernel/namespace.rs"]
-#[allow(dead_code, reason = "these tests do not compare whole tables")]
 mod namespace;
 
 use std::fs;
@@ -13,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
-use namespace::{clean, nft};
+use namespace::{clean, listing, nft};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -28,6 +27,7 @@ fn main() {
         ("killed_and_restarted", killed_and_restarted),
         ("health_and_metrics", health_and_metrics),
         ("drift_is_mended", drift_is_mended),
+        ("drift_of_nftables_is_mended_at_once", drift_of_nftables_is_mended_at_once),
         ("unknown_node", unknown_node),
         ("unknown_pods", unknown_pods),
         ("json_log", json_log),
@@ -326,6 +326,36 @@ fn drift_is_mended() {
     iptables(&["-F"]).unwrap();
     agent.until("the rules", || iptables(&["-S", "RF-FORWARD"]).is_ok_and(|rules| rules.contains("-A RF-FORWARD")));
     assert!(agent.log().contains("mended"), "{}", agent.log());
+}
+
+/// Long before the next look, which would come in an hour.
+fn drift_of_nftables_is_mended_at_once() {
+    let folder = folder();
+    let agent = Agent::start(folder.path(), &["--resync", "3600"]);
+    agent.says("in force");
+    let before = listing().join("\n");
+    let set = before.split_whitespace().find(|word| word.starts_with("in4_p_")).unwrap().to_owned();
+    let harms = [
+        "delete table inet ringfence".to_owned(),
+        "flush chain inet ringfence judge".to_owned(),
+        format!("delete element inet ringfence {set} {{ 10.0.0.2 }}"),
+        "insert rule inet ringfence forward accept".to_owned(),
+    ];
+    for (number, harm) in harms.iter().enumerate() {
+        let start = Instant::now();
+        nft(&["-f", "-"], harm).unwrap();
+        agent.until(harm, || metric("ringfence_drift_repairs_total") > Some(number as f64));
+        println!("{harm}: mended after at most {:?}", start.elapsed());
+        assert_eq!(listing().join("\n"), before, "{harm}");
+        assert_eq!(agent.log().matches(": mended").count(), number + 1, "{}", agent.log());
+    }
+    assert!(agent.log().contains("deleted all in table inet ringfence, and more: mended"), "{}", agent.log());
+    // Others in their own tables.
+    nft(&["-f", "-"], "add table ip other; add chain ip other busy; add rule ip other busy accept").unwrap();
+    write(folder.path(), "more.yaml", &pod("more", "10.0.0.7").replace("app: more", "app: db"));
+    agent.until("an update", || has("10.0.0.7"));
+    assert_eq!(metric("ringfence_drift_repairs_total"), Some(4.0));
+    assert_eq!(metric("ringfence_apply_errors_total"), Some(0.0));
 }
 
 /// A node's name that is mistyped isolates nobody, which must not go unnoticed.
