@@ -17,6 +17,7 @@ use ringfence_model::{Object, ObjectKey};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use tokio::sync::mpsc::Sender;
+use tokio::time::Instant;
 
 use crate::Change;
 use crate::source::{Event, SourceError, Update};
@@ -128,7 +129,7 @@ impl Directory {
                 update
                     .or_else(|| {
                         let last = self.last.as_ref().filter(|_| recovered)?;
-                        Some(Update { changes: Vec::new(), diagnostics: last.diagnostics.clone() })
+                        Some(Update::new(Vec::new(), last.diagnostics.clone()))
                     })
                     .map(Event::Update)
             }
@@ -141,6 +142,7 @@ impl Directory {
 
     /// Takes over what is there now, as a whole or not at all.
     fn update(&mut self) -> Result<Option<Update>, SourceError> {
+        let received = Instant::now();
         let texts = self.settled()?;
         if self.knows(&texts) {
             return Ok(None);
@@ -156,7 +158,7 @@ impl Directory {
             Some(last) => difference(&last.objects, &objects),
         };
         self.last = Some(State { texts, objects, diagnostics: diagnostics.clone() });
-        Ok(Some(Update { changes, diagnostics }))
+        Ok(Some(Update { received, changes, diagnostics }))
     }
 
     fn knows(&self, texts: &Texts) -> bool {

@@ -4,9 +4,8 @@ use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -16,85 +15,22 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
 
-/// The loop is taken for stuck when it has not turned for so long. A full load of many ipsets takes its time.
-const STUCK: Duration = Duration::from_secs(60);
+use crate::status::Status;
+
 /// How long one request may take, from the connection to the last byte.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Label `mode` of the apply histogram.
-type Mode = [(&'static str, &'static str); 1];
-
-/// What the loop tells about itself, for others to read at any time.
-#[derive(Debug)]
-pub struct Status {
-    started: Instant,
-    /// When the loop turned last, in seconds after `started`.
-    turned: AtomicU64,
-    ready: AtomicBool,
-    registry: Registry,
-    apply_duration: Family<Mode, Histogram, fn() -> Histogram>,
-    pub(crate) apply_errors: Counter,
-    pub(crate) in_sync: Gauge,
-    pub(crate) generation: Gauge<u64, AtomicU64>,
-    pub(crate) drift_repairs: Counter,
-    pub(crate) policy_errors: Gauge<u64, AtomicU64>,
-    pub(crate) source_errors: Counter,
-    pub(crate) pods: Gauge<u64, AtomicU64>,
-}
-
-impl Default for Status {
-    fn default() -> Status {
-        let mut status = Status {
-            started: Instant::now(),
-            turned: AtomicU64::new(0),
-            ready: AtomicBool::new(false),
-            registry: Registry::with_prefix("ringfence"),
-            // A millisecond to half a minute.
-            apply_duration: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 16))),
-            apply_errors: Counter::default(),
-            in_sync: Gauge::default(),
-            generation: Gauge::default(),
-            drift_repairs: Counter::default(),
-            policy_errors: Gauge::default(),
-            source_errors: Counter::default(),
-            pods: Gauge::default(),
-        };
-        let registry = &mut status.registry;
-        let (help, duration) = ("Time to compile and write a program", status.apply_duration.clone());
-        registry.register_with_unit("apply_duration", help, Unit::Seconds, duration);
-        registry.register("apply_errors", "Attempts to write or repair that failed", status.apply_errors.clone());
-        registry.register("in_sync", "Whether the last known state is enforced", status.in_sync.clone());
-        registry.register("program_generation", "Number of the program in force", status.generation.clone());
-        registry.register("drift_repairs", "Times that others' changes were mended", status.drift_repairs.clone());
-        registry.register("policy_errors", "Policies with an error, which allow nothing", status.policy_errors.clone());
-        registry.register("source_errors", "Attempts to read the state that failed", status.source_errors.clone());
-        registry.register("pods", "Pods of the whole cluster in the state that is enforced", status.pods.clone());
-        status
-    }
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// `/livez` and `/readyz`.
+    Health,
+    /// `/metrics`.
+    Metrics,
 }
 
 impl Status {
-    /// The loop is alive.
-    pub(crate) fn turn(&self) {
-        self.turned.store(self.started.elapsed().as_secs(), Ordering::Relaxed);
-    }
-
-    /// A program is in force.
-    pub(crate) fn applied(&self, mode: &'static str, took: Duration) {
-        self.apply_duration.get_or_create(&[("mode", mode)]).observe(took.as_secs_f64());
-        self.ready.store(true, Ordering::Relaxed);
-    }
-
-    fn is_live(&self) -> bool {
-        self.started.elapsed().as_secs().saturating_sub(self.turned.load(Ordering::Relaxed)) < STUCK.as_secs()
-    }
-
     fn page(&self, pages: Pages, path: &str) -> (StatusCode, &'static str, String) {
         const TEXT: &str = "text/plain; charset=utf-8";
         let answer = |yes: bool, no: &str| match yes {
@@ -103,10 +39,10 @@ impl Status {
         };
         match (pages, path) {
             (Pages::Health, "/livez") => answer(self.is_live(), "the loop is stuck"),
-            (Pages::Health, "/readyz") => answer(self.ready.load(Ordering::Relaxed), "nothing has been enforced yet"),
+            (Pages::Health, "/readyz") => answer(self.is_ready(), "nothing has been enforced yet"),
             (Pages::Metrics, "/metrics") => {
                 let mut text = String::new();
-                match encode(&mut text, &self.registry) {
+                match encode(&mut text, self.registry()) {
                     Ok(()) => (StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text),
                     Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, TEXT, error.to_string()),
                 }
@@ -125,15 +61,6 @@ impl Status {
         response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
         response
     }
-}
-
-/// What a listener serves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pages {
-    /// `/livez` and `/readyz`.
-    Health,
-    /// `/metrics`.
-    Metrics,
 }
 
 /// Answers on `listeners` from a thread of its own, as long as the process lives. The loop may be busy meanwhile.
@@ -186,14 +113,5 @@ mod tests {
         assert_eq!(code(&status, Pages::Health, "/metrics"), 404);
         let (_, _, metrics) = status.page(Pages::Metrics, "/metrics");
         assert!(metrics.contains("ringfence_apply_duration_seconds_count{mode=\"replace\"} 1\n"), "{metrics}");
-    }
-
-    #[test]
-    fn a_stuck_loop_is_not_live() {
-        let Some(started) = Instant::now().checked_sub(STUCK * 2) else { return };
-        let status = Status { started, ..Status::default() };
-        assert_eq!(code(&status, Pages::Health, "/livez"), 503);
-        status.turn();
-        assert_eq!(code(&status, Pages::Health, "/livez"), 200);
     }
 }

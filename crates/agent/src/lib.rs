@@ -1,27 +1,36 @@
 //! The agent of one node: takes changes of the cluster, keeps the node's packet filter true to them.
 //!
 //! [`Agent`] has no source and no clock: the caller says what changed and when to synchronise. The lab drives it with
-//! manifests. [`run::run`] is the loop around it on a real node: a source ([`kube`], [`directory`]) reports events, the loop batches
-//! them, retries, looks for what others change, and tells how it is ([`health`]).
+//! manifests. [`run::run`] is the loop around it on a real node: a source ([`kube`], [`directory`]) reports events, programs
+//! on the node ask ([`server`]), the loop batches, retries, looks for what others change, and tells how it is ([`status`]).
 
 pub mod access;
+mod announced;
 mod backoff;
 pub mod directory;
 mod guard;
 pub mod health;
 pub mod kube;
+mod node;
 pub mod run;
+pub mod server;
 pub mod source;
+pub mod status;
 pub mod succession;
 pub mod trouble;
+mod waiting;
 mod window;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use announced::Announced;
 use ipnet::IpNet;
 use ringfence_compile::{Cluster, Compiler, Touched, UnknownPods, UnsupportedTier};
+use ringfence_control::{Counts, Sandbox};
 use ringfence_dataplane::{ApplyError, Backend, Demand, Drift, Outcome, Reconciler};
-use ringfence_model::{Object, ObjectKey, ObjectKind};
+use ringfence_model::{Object, ObjectKey, ObjectKind, Pod};
 
 /// One change of the cluster, as a source reports it.
 #[derive(Clone, Debug)]
@@ -48,10 +57,45 @@ pub enum SyncError {
     Apply(#[from] ApplyError),
 }
 
+/// Why the policies of a pod are not known to be in force for its sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotCovered {
+    /// Nothing is known yet.
+    #[error("no complete state of the cluster has been received yet")]
+    NoState,
+    /// The source has not reported the pod, or not that it is on this node.
+    #[error("no pod {namespace}/{name} on this node has been reported yet")]
+    UnknownPod {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        name: String,
+    },
+    /// There are pods of that name, and none of them can be the one.
+    #[error("pod {namespace}/{name} is another one, has ended, or uses its node's network")]
+    AnotherPod {
+        /// The pod's namespace.
+        namespace: String,
+        /// The pod's name.
+        name: String,
+    },
+    /// The pod's namespace: policies elsewhere may select its pods by labels of the namespace.
+    #[error("namespace {0} has not been reported yet")]
+    UnknownNamespace(String),
+    /// The pod is not known under an address, or a pod that claims the address since later is.
+    #[error("{0} is not known as an address of this pod")]
+    AnotherAddress(IpAddr),
+    /// What is known is not written yet.
+    #[error("what has been reported last is not in the packet filter yet")]
+    NotInForce,
+}
+
 /// The agent of one node.
 pub struct Agent<B: Backend> {
     node: Arc<str>,
+    /// As the source tells it, except for the addresses of pods with announced sandboxes.
     cluster: Cluster,
+    announced: Announced,
     compiler: <B::Demand as Demand>::Compiler,
     unknown_pods: UnknownPods,
     /// What changed since the last program.
@@ -68,6 +112,7 @@ impl<B: Backend> Agent<B> {
         Agent {
             compiler: Compiler::for_node(node.clone()),
             unknown_pods: UnknownPods::default(),
+            announced: Announced::new(node.clone()),
             node,
             cluster: Cluster::new(),
             touched: Touched::default(),
@@ -106,14 +151,108 @@ impl<B: Backend> Agent<B> {
     pub fn change(&mut self, change: Change) -> Result<(), UnsupportedTier> {
         match change {
             Change::Reset(objects) => {
-                self.cluster.reset(objects, &mut self.touched)?;
+                let before = self.announced.clone();
+                self.announced.see_all(&objects);
+                let objects = objects.into_iter().map(|object| self.addressed(object)).collect::<Vec<_>>();
+                if let Err(error) = self.cluster.reset(objects, &mut self.touched) {
+                    self.announced = before;
+                    return Err(error);
+                }
                 self.ready = true;
             }
+            Change::Relist(ObjectKind::Pod, objects) => {
+                self.announced.see_all(&objects);
+                let objects = objects.into_iter().map(|object| self.addressed(object)).collect::<Vec<_>>();
+                self.cluster.relist(ObjectKind::Pod, objects, &mut self.touched)?;
+            }
             Change::Relist(kind, objects) => self.cluster.relist(kind, objects, &mut self.touched)?,
+            Change::Apply(Object::Pod(pod)) => {
+                let pods = self.announced.see(pod);
+                self.apply_pods(pods)?;
+            }
             Change::Apply(object) => self.cluster.apply(object, &mut self.touched)?,
-            Change::Delete(key) => self.cluster.delete(&key, &mut self.touched),
+            Change::Delete(key) => {
+                let lost = if let ObjectKey::Pod(id) = &key { self.cluster.pod(id).cloned() } else { None };
+                self.cluster.delete(&key, &mut self.touched);
+                if let Some(pod) = lost {
+                    let namesakes = self.announced.lose(&pod);
+                    self.apply_pods(namesakes)?;
+                }
+            }
         }
         Ok(())
+    }
+
+    /// The container runtime has given a pod of this node its network: from now on the pod's addresses are those of its
+    /// announced sandboxes, whatever its status tells. `since` is the time of the announcement in seconds since the epoch. A
+    /// sandbox with the same id is replaced.
+    ///
+    /// The announcement waits for its pod if the source has not reported it yet; without a pod it grants nothing. Once the
+    /// source has had the pod with that uid and has it no more, the announcement is dropped ([`Agent::take_forgotten`]).
+    pub fn announce(&mut self, sandbox: Sandbox, since: i64) {
+        let pods = self.announced.add(sandbox, since);
+        // Only policies are refused.
+        let _ = self.apply_pods(pods);
+    }
+
+    /// A sandbox is gone. When it was the last of its pod, the addresses of the pod are those of its status again.
+    pub fn withdraw(&mut self, id: &str) {
+        let pods = self.announced.remove(id);
+        let _ = self.apply_pods(pods);
+    }
+
+    /// The ids of announced sandboxes that were dropped because their pod is gone, each once.
+    pub fn take_forgotten(&mut self) -> Vec<String> {
+        self.announced.take_forgotten()
+    }
+
+    /// Whether what the policies say about the pod of a sandbox is in force for the sandbox's addresses.
+    ///
+    /// # Errors
+    /// Why not, or not yet.
+    pub fn covers(&self, sandbox: &Sandbox) -> Result<(), NotCovered> {
+        if !self.ready {
+            return Err(NotCovered::NoState);
+        }
+        let (namespace, name) = (sandbox.namespace.clone(), sandbox.name.clone());
+        let Some(pod) = self.announced.pod_of(sandbox) else {
+            return Err(match self.announced.namesakes(sandbox).next() {
+                Some(_) => NotCovered::AnotherPod { namespace, name },
+                None => NotCovered::UnknownPod { namespace, name },
+            });
+        };
+        if !self.cluster.has_namespace(&namespace) {
+            return Err(NotCovered::UnknownNamespace(namespace));
+        }
+        let is_others = |address: &&IpAddr| self.cluster.owner(**address) != Some(&pod.id);
+        if let Some(address) = sandbox.addresses.iter().find(is_others) {
+            return Err(NotCovered::AnotherAddress(*address));
+        }
+        if self.is_behind() || self.reconciler.in_force().is_none() {
+            return Err(NotCovered::NotInForce);
+        }
+        Ok(())
+    }
+
+    /// Whether the source has reported the pod of a sandbox.
+    pub fn knows_pod_of(&self, sandbox: &Sandbox) -> bool {
+        self.announced.pod_of(sandbox).is_some()
+    }
+
+    /// Whether something has changed since the last program was compiled.
+    pub fn is_behind(&self) -> bool {
+        !self.touched.is_empty()
+    }
+
+    fn addressed(&self, object: Object) -> Object {
+        match object {
+            Object::Pod(pod) => Object::Pod(self.announced.addressed(pod)),
+            object => object,
+        }
+    }
+
+    fn apply_pods(&mut self, pods: Vec<Pod>) -> Result<(), UnsupportedTier> {
+        pods.into_iter().try_for_each(|pod| self.cluster.apply(Object::Pod(pod), &mut self.touched))
     }
 
     /// Compiles what changed and writes the difference into the kernel, as one transaction. Cheap when nothing changed.
@@ -149,9 +288,19 @@ impl<B: Backend> Agent<B> {
         self.reconciler.heed()
     }
 
-    /// How many pods the cluster has, as far as is known.
-    pub fn pods(&self) -> usize {
-        self.cluster.pod_counts().0
+    /// How much there is of what, as far as is known. `isolated` are the local addresses that some policy isolates.
+    /// Invalid policies are not told apart from others: their number is left at 0.
+    pub fn counts(&self, isolated: &BTreeSet<IpAddr>) -> Counts {
+        let isolated: BTreeSet<_> = isolated.iter().filter_map(|address| self.cluster.owner(*address)).collect();
+        Counts {
+            pods: self.cluster.pod_counts().0 as u64,
+            local_pods: self.cluster.local_pod_count(&self.node) as u64,
+            isolated_pods: isolated.len() as u64,
+            policies: self.cluster.policy_count() as u64,
+            invalid_policies: 0,
+            namespaces: self.cluster.namespace_count() as u64,
+            sandboxes: self.announced.len() as u64,
+        }
     }
 
     /// The program last compiled.

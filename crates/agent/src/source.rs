@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ringfence_k8s::Diagnostic;
+use tokio::time::Instant;
 
 use crate::Change;
 
@@ -23,12 +24,21 @@ pub enum Event {
 }
 
 /// From one complete state to the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Update {
+    /// When the source heard of the first of these changes.
+    pub received: Instant,
     /// What differs. It belongs together: the state in between existed nowhere, and must not be enforced.
     pub changes: Vec<Change>,
     /// All there is to say about the new state, repetitions included.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Update {
+    /// An update that is received now.
+    pub fn new(changes: Vec<Change>, diagnostics: Vec<Diagnostic>) -> Update {
+        Update { received: Instant::now(), changes, diagnostics }
+    }
 }
 
 /// Why a source does not know the state of the cluster.

@@ -215,6 +215,32 @@ impl Cluster {
         self.node(node).map_or_else(Vec::new, |node| disjoint(&node.pod_cidrs))
     }
 
+    /// How many pods of a node policies can select.
+    pub fn local_pod_count(&self, node: &str) -> usize {
+        let pods = self.by_node.get(node).into_iter().flatten().filter_map(|id| self.pods.get(id));
+        pods.filter(|entry| entry.class.is_some()).count()
+    }
+
+    /// How many policies it holds.
+    pub fn policy_count(&self) -> usize {
+        self.policies.values().map(BTreeMap::len).sum()
+    }
+
+    /// How many namespaces it holds. Pods and policies can be reported before their namespace, which then does not count.
+    pub fn namespace_count(&self) -> usize {
+        self.namespaces.len()
+    }
+
+    /// Whether it holds a namespace.
+    pub fn has_namespace(&self, name: &str) -> bool {
+        self.namespaces.contains_key(name)
+    }
+
+    /// A pod.
+    pub fn pod(&self, id: &PodId) -> Option<&Pod> {
+        self.pods.get(id).map(|entry| &*entry.pod)
+    }
+
     pub(crate) fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
     }
@@ -265,7 +291,8 @@ impl Cluster {
         self.claims.keys().copied().filter(|address| self.knows(*address))
     }
 
-    fn owner(&self, address: IpAddr) -> Option<&PodId> {
+    /// The pod that packets from and to an address belong to: of those live ones that claim it, the one created last.
+    pub fn owner(&self, address: IpAddr) -> Option<&PodId> {
         self.claims.get(&address)?.last().map(|(_, id)| id)
     }
 

@@ -5,8 +5,8 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +47,7 @@ fn write_file(run_directory: &Path, announcement: &Announcement<'_>) -> io::Resu
     let sandbox = announcement.sandbox;
     let path = path(run_directory, &sandbox.id)?;
     let directory = run_directory.join(DIRECTORY);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+    crate::make_run_directory(&directory)?;
     let text = serde_json::to_vec(announcement)?;
     let temporary = directory.join(format!(".{}.{}", sandbox.id, std::process::id()));
     let written = fs::File::create(&temporary).and_then(|mut file| file.write_all(&text));
@@ -85,8 +85,7 @@ pub struct Announced {
 pub fn read_all(run_directory: &Path) -> io::Result<Announced> {
     let mut announced = Announced::default();
     for path in files(run_directory)? {
-        let read = fs::read(&path).map_err(|error| error.to_string());
-        match read.and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string())) {
+        match read(&path) {
             Ok(sandbox) => announced.sandboxes.push(sandbox),
             Err(reason) => announced.unreadable.push((path, reason)),
         }
@@ -134,6 +133,25 @@ fn files(run_directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// Reads a file that must say what its name says.
+fn read(path: &Path) -> Result<Sandbox, String> {
+    let text = fs::read(path).map_err(|error| error.to_string())?;
+    let sandbox: Sandbox = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    sandbox.check().map_err(|error| error.to_string())?;
+    match path.file_stem().is_some_and(|stem| *stem == *sandbox.id) {
+        true => Ok(sandbox),
+        false => Err(format!("it is about {:?}", sandbox.id)),
+    }
+}
+
+/// When the file of a sandbox was written.
+///
+/// # Errors
+/// The id is no [valid](is_valid_id) one, or there is no such file.
+pub fn written_at(run_directory: &Path, id: &str) -> io::Result<SystemTime> {
+    fs::metadata(path(run_directory, id)?)?.modified()
+}
+
 /// Whether an id can name a file: letters, digits and `_.-`, beginning with a letter or digit.
 pub fn is_valid_id(id: &str) -> bool {
     id.len() <= LONGEST_ID
@@ -172,10 +190,14 @@ mod tests {
         b.uid = Some("u".to_owned());
         write(run.path(), &b).unwrap();
         fs::write(run.path().join(DIRECTORY).join("c.json"), "{").unwrap();
+        fs::copy(run.path().join(DIRECTORY).join("a.json"), run.path().join(DIRECTORY).join("e.json")).unwrap();
         fs::write(run.path().join(DIRECTORY).join(".d.1"), "").unwrap();
         let announced = read_all(run.path()).unwrap();
         assert_eq!(announced.sandboxes, [a, b]);
-        assert_eq!(announced.unreadable.len(), 1);
+        let reasons: Vec<&str> = announced.unreadable.iter().map(|(_, reason)| reason.as_str()).collect();
+        assert!(matches!(reasons.as_slice(), [_, "it is about \"a\""]), "{reasons:?}");
+        assert!(written_at(run.path(), "a").unwrap() <= SystemTime::now());
+        assert!(written_at(run.path(), "c").is_ok() && written_at(run.path(), "d").is_err());
         remove(run.path(), "a").unwrap();
         remove(run.path(), "a").unwrap();
         assert_eq!(read_all(run.path()).unwrap().sandboxes.len(), 1);
@@ -191,6 +213,25 @@ mod tests {
         write(run.path(), &sandbox("d")).unwrap();
         assert_eq!(ids_of_network(run.path(), "cbr0").unwrap(), ["a", "b"]);
         assert_eq!(read_all(run.path()).unwrap().sandboxes.len(), 4);
+    }
+
+    #[test]
+    fn what_cannot_be_a_sandbox() {
+        use crate::InvalidSandbox;
+        let with = |change: fn(&mut Sandbox)| {
+            let mut sandbox = sandbox("a");
+            change(&mut sandbox);
+            sandbox.check()
+        };
+        assert_eq!(with(|_| {}), Ok(()));
+        assert_eq!(with(|sandbox| sandbox.id = "../a".to_owned()), Err(InvalidSandbox::Id("../a".to_owned())));
+        assert_eq!(with(|sandbox| sandbox.name.clear()), Err(InvalidSandbox::NoPod));
+        assert_eq!(with(|sandbox| sandbox.addresses.clear()), Err(InvalidSandbox::Addresses(0)));
+        for address in ["0.0.0.0", "127.0.0.1", "::1", "::", "224.0.0.1", "ff02::1"] {
+            let mut sandbox = sandbox("a");
+            sandbox.addresses.push(address.parse().unwrap());
+            assert!(matches!(sandbox.check(), Err(InvalidSandbox::Address(_))), "{address}");
+        }
     }
 
     #[test]

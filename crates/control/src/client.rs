@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use crate::{Request, Response};
 
-/// No request and no answer is longer, in bytes, its newline included.
+/// No answer is longer, in bytes, its newline included.
 pub const MAX_BYTES: u64 = 1 << 20;
+/// No request is longer, in bytes, its newline included: a pod has few addresses.
+pub const MAX_REQUEST_BYTES: u64 = 1 << 14;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]

@@ -9,12 +9,15 @@ pub mod announcements;
 mod client;
 mod status;
 
+use std::fs;
+use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use client::{ControlError, MAX_BYTES, ask};
+pub use client::{ControlError, MAX_BYTES, MAX_REQUEST_BYTES, ask};
 pub use status::{Condition, Counts, LastApply, StatusReport};
 
 /// Where the agent keeps its socket and what it must not forget. Gone after a reboot, as pods' networks are.
@@ -25,6 +28,14 @@ pub const SOCKET_NAME: &str = "agent.sock";
 /// Where the socket is in a run directory.
 pub fn socket_path(run_directory: &Path) -> std::path::PathBuf {
     run_directory.join(SOCKET_NAME)
+}
+
+/// Makes a run directory that is not there, for its owner only.
+///
+/// # Errors
+/// The file system refuses.
+pub fn make_run_directory(run_directory: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(run_directory)
 }
 
 /// What is asked.
@@ -67,6 +78,47 @@ pub struct Sandbox {
     pub uid: Option<String>,
     /// The addresses it has got.
     pub addresses: Vec<IpAddr>,
+}
+
+/// More addresses than any pod has.
+const MOST_ADDRESSES: usize = 64;
+
+/// Why a [`Sandbox`] cannot be one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidSandbox {
+    /// See [`announcements::is_valid_id`].
+    #[error("{0:?} is not the id of a sandbox")]
+    Id(String),
+    /// Whose network it is, is not said.
+    #[error("a sandbox belongs to a pod: namespace and name are missing")]
+    NoPod,
+    /// A pod in a network of its own has addresses, and not many.
+    #[error("a sandbox has 1 to {MOST_ADDRESSES} addresses, not {0}")]
+    Addresses(usize),
+    /// No pod can have that address for its own.
+    #[error("{0} is no address of a pod")]
+    Address(IpAddr),
+}
+
+impl Sandbox {
+    /// Whether it makes sense.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub fn check(&self) -> Result<(), InvalidSandbox> {
+        if !announcements::is_valid_id(&self.id) {
+            return Err(InvalidSandbox::Id(self.id.clone()));
+        }
+        if self.namespace.is_empty() || self.name.is_empty() {
+            return Err(InvalidSandbox::NoPod);
+        }
+        if !(1..=MOST_ADDRESSES).contains(&self.addresses.len()) {
+            return Err(InvalidSandbox::Addresses(self.addresses.len()));
+        }
+        let is_nobodys =
+            |address: &&IpAddr| address.is_unspecified() || address.is_loopback() || address.is_multicast();
+        self.addresses.iter().find(is_nobodys).map_or(Ok(()), |address| Err(InvalidSandbox::Address(*address)))
+    }
 }
 
 /// What is answered.

@@ -1,10 +1,11 @@
 //! The boundary: what every way to enforce a program must be able to do.
 
 use std::error::Error;
-use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::{fmt, io};
 
 use ringfence_compile::Compiler;
+use ringfence_model::PolicyId;
 
 /// What one node must enforce, in the shape that some backend takes.
 pub trait Demand: Clone {
@@ -47,8 +48,8 @@ pub trait Backend {
     ) -> Result<Applied, ApplyError>;
 
     /// What administrators should know: what this host lacks, what could not be enforced as asked, what earlier runs have
-    /// left. Sentences; complete once something was applied.
-    fn remarks(&self) -> Vec<String> {
+    /// left. Complete once something was applied.
+    fn remarks(&self) -> Vec<Remark> {
         Vec::new()
     }
 
@@ -91,6 +92,31 @@ pub struct Drift(pub String);
 impl fmt::Display for Drift {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// Something that administrators should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remark {
+    /// The policy that could not be enforced as it stands, if it is about one.
+    pub policy: Option<PolicyId>,
+    /// What there is to know, a sentence without the policy's name.
+    pub text: String,
+}
+
+impl Remark {
+    /// One that is not about a policy.
+    pub fn general(text: impl Into<String>) -> Remark {
+        Remark { policy: None, text: text.into() }
+    }
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(policy) = &self.policy {
+            write!(f, "policy {policy} ")?;
+        }
+        f.write_str(&self.text)
     }
 }
 
@@ -154,6 +180,16 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// Whether the kernel, or a tool, said that this process may not do it. Asking again does not help.
+    pub fn is_not_permitted(&self) -> bool {
+        let source: &(dyn Error + 'static) = match self {
+            ApplyError::Refused { source, .. } => source,
+            ApplyError::Unsent { source, .. } | ApplyError::Lost { source, .. } => &**source,
+            ApplyError::TooLarge { .. } | ApplyError::Contended { .. } => return false,
+        };
+        source.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether the transaction may or may not have taken effect.
     pub fn state_unknown(&self) -> bool {
         match self {

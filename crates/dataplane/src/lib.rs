@@ -21,7 +21,7 @@ pub mod nft;
 pub mod notation;
 mod reconcile;
 
-pub use backend::{Applied, ApplyError, Backend, Demand, Drift};
+pub use backend::{Applied, ApplyError, Backend, Demand, Drift, Remark};
 pub use clear::{Cleared, PacketFilter, clear_all_but};
 pub use diff::{MapDiff, ProgramDiff, SideDiff};
 pub use iptables::{AclDiff, IptablesBackend, IptablesOptions};

@@ -84,9 +84,17 @@ impl fmt::Display for Diagnostic {
 
 /// User text for a message: escaped, so that it cannot steer a terminal, and cut to a readable length.
 pub(crate) fn shown(text: &str) -> String {
-    const LONGEST: usize = 80;
-    let mut out: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-    if text.chars().nth(LONGEST).is_some() {
+    escaped(text, 80)
+}
+
+/// A name for a message: a valid one is shown as it is, however long.
+pub(crate) fn shown_name(text: &str) -> String {
+    escaped(text, 253)
+}
+
+fn escaped(text: &str, longest: usize) -> String {
+    let mut out: String = text.chars().take(longest).flat_map(char::escape_debug).collect();
+    if text.chars().nth(longest).is_some() {
         out.push('…');
     }
     out

@@ -43,6 +43,7 @@ use ringfence_model::{ExternalHost, Object, ObjectKey, Topology};
 
 pub use diagnostic::{Diagnostic, Location, Severity};
 pub use document::MAX_BYTES;
+pub use pod::is_uid_of_pod;
 
 /// The text of one file, already read.
 #[derive(Clone, Copy, Debug)]

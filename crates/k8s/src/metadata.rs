@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ringfence_model::Labels;
 
-use crate::diagnostic::shown;
+use crate::diagnostic::{shown, shown_name};
 use crate::dom::{Node, Value};
 use crate::names::is_uid;
 use crate::read::{At, Fields, Report, boolean, for_each_string, labels, string};
@@ -56,7 +56,7 @@ pub(crate) fn describe(kind: &str, object: &Node, namespaced: bool) -> String {
         let node = object.get("metadata")?.get(key)?;
         match &node.value {
             Value::Scalar(_, ScalarType::Null) | Value::Sequence(_) | Value::Mapping(_) => None,
-            Value::Scalar(text, _) => Some(shown(text)),
+            Value::Scalar(text, _) => Some(shown_name(text)),
         }
     };
     let name = text("name").unwrap_or_else(|| "(no name)".to_owned());
@@ -164,6 +164,15 @@ pub(crate) fn uid(report: &mut Report, object: Fields<'_>) -> Option<Arc<str>> {
         }
     });
     uid
+}
+
+/// One entry of `metadata.annotations`, if it is a text. Policy does not depend on annotations, so nothing is reported.
+pub(crate) fn annotation(object: Fields<'_>, key: &str) -> Option<Arc<str>> {
+    let metadata = object.get("metadata")?;
+    match &metadata.node.get("annotations")?.get(key)?.value {
+        Value::Scalar(text, ScalarType::String) if !text.is_empty() => Some(text.as_ref().into()),
+        Value::Scalar(..) | Value::Sequence(_) | Value::Mapping(_) => None,
+    }
 }
 
 /// Reads `metadata.creationTimestamp` (RFC 3339) as seconds since the epoch; 0 when it is absent or wrong.

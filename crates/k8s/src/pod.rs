@@ -27,9 +27,19 @@ pub(crate) struct PodSpec {
     pub(crate) ports: Vec<ContainerPort>,
 }
 
-/// The id of a pod that has no uid, because it comes from a file. No uid has a colon.
+/// What the kubelet writes on the API server's picture of a static pod: the uid it knows the pod by.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+/// How ids begin of pods without a uid. No uid has a colon.
+const FILE_ID: &str = "file:";
+
+/// The id of a pod that has no uid, because it comes from a file.
 pub(crate) fn file_id(namespace: &str, name: &str) -> PodId {
-    PodId(format!("file:{namespace}/{name}").into())
+    PodId(format!("{FILE_ID}{namespace}/{name}").into())
+}
+
+/// Whether an id is the `metadata.uid` of its pod. That of a pod whose manifest has none is made from its name.
+pub fn is_uid_of_pod(id: &PodId) -> bool {
+    !id.0.starts_with(FILE_ID)
 }
 
 /// Reads a Pod; nothing without a usable name and namespace.
@@ -52,6 +62,7 @@ pub(crate) fn pod(report: &mut Report, object: Fields<'_>) -> Option<ReadPod> {
     let controller = metadata::controller(report, object, &namespace);
     let pod = Pod {
         id: uid.map_or_else(|| file_id(&namespace, &name), PodId),
+        static_uid: metadata::annotation(object, MIRROR_ANNOTATION),
         namespace,
         name,
         labels,

@@ -153,6 +153,7 @@ impl Workload {
         let name: Arc<str> = format!("{}-{index}", self.name).into();
         Pod {
             id: file_id(&self.namespace, &name),
+            static_uid: None,
             namespace: self.namespace.clone(),
             labels: self.labels_of(index, &name),
             name,

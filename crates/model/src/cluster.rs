@@ -44,6 +44,9 @@ pub enum Phase {
 pub struct Pod {
     /// `metadata.uid`; for pods of files, made from namespace and name.
     pub id: PodId,
+    /// The uid by which the kubelet knows a static pod (annotation `kubernetes.io/config.mirror` of its mirror pod). Who
+    /// can write the pod can write this: it means something for pods of this name only.
+    pub static_uid: Option<Arc<str>>,
     /// Its namespace.
     pub namespace: Arc<str>,
     /// Its name.

@@ -62,6 +62,10 @@ pub(crate) enum Command {
     },
     /// Enforce the policies on this node, as they change, until told to terminate.
     Agent(AgentOptions),
+    /// Ask the agent of this node how it is.
+    ///
+    /// Exit codes: 0 all that is known is enforced, 1 it is not, 2 no agent answers.
+    Status(StatusOptions),
     /// Say what on this host would make policies fail: settings, masquerading, rules of others.
     ///
     /// Looks and changes nothing. Exit code 1 if there is a problem.
@@ -240,6 +244,10 @@ pub(crate) struct AgentOptions {
     /// Where to answer /metrics.
     #[arg(long, value_name = "ADDRESS:PORT|off", default_value = "127.0.0.1:9441")]
     pub(crate) metrics_listen: Listen,
+    /// Where to keep the socket that `ringfence status` and the CNI plugin ask, and where the plugin announces the addresses of
+    /// new pods. Made if it is not there. With off nobody can ask, and pods are known by their status only.
+    #[arg(long, value_name = "DIR|off", default_value = ringfence_control::RUN_DIRECTORY)]
+    pub(crate) run_dir: RunDirectory,
     /// What becomes of the policies when the agent is told to terminate.
     #[arg(long, value_enum, default_value_t = OnExitName::Keep)]
     pub(crate) on_exit: OnExitName,
@@ -249,6 +257,39 @@ pub(crate) struct AgentOptions {
     /// How log lines look.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
+}
+
+/// What `ringfence status` asks.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusOptions {
+    /// Where the agent keeps its socket.
+    #[arg(long, value_name = "DIR", default_value = ringfence_control::RUN_DIRECTORY)]
+    pub(crate) run_dir: PathBuf,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = StatusFormat::Text)]
+    pub(crate) output: StatusFormat,
+    /// Wait until all that is known is enforced, for at most so long. Without a number: a minute.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
+    pub(crate) wait: Option<u32>,
+}
+
+/// The value of the agent's `--run-dir`.
+#[derive(Clone, Debug)]
+pub(crate) enum RunDirectory {
+    Off,
+    At(PathBuf),
+}
+
+impl std::str::FromStr for RunDirectory {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<RunDirectory, Self::Err> {
+        match text {
+            "off" => Ok(RunDirectory::Off),
+            "" => Err("neither a directory nor off"),
+            path => Ok(RunDirectory::At(path.into())),
+        }
+    }
 }
 
 /// The value of `--source`.
@@ -406,6 +447,14 @@ pub(crate) enum VariantName {
     Nft,
     /// The older kernel interface.
     Legacy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatusFormat {
+    /// For people.
+    Text,
+    /// For programs; the field names are stable.
+    Json,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -36,6 +36,12 @@ pub(crate) enum Failure {
     NotPermitted,
     #[error("{0}")]
     Backend(#[from] ringfence_dataplane::ApplyError),
+    #[error("{0}; `ringfence agent` makes the socket, --run-dir says where")]
+    NoAgent(ringfence_control::ControlError),
+    #[error(transparent)]
+    Control(#[from] ringfence_control::ControlError),
+    #[error("the agent does not tell how it is: {0}")]
+    NoReport(String),
     #[error(transparent)]
     Lab(#[from] ringfence_lab::RunError),
     #[error(transparent)]

@@ -146,6 +146,7 @@ fn pod(u: &mut Unstructured<'_>) -> Result<Pod> {
     let name = format!("pod-{}", u.int_in_range(0..=15)?);
     Ok(Pod {
         id: PodId(name.as_str().into()),
+        static_uid: None,
         name: name.into(),
         namespace: text(u, &NAMESPACES)?,
         labels: labels(u)?,

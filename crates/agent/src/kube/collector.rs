@@ -137,7 +137,7 @@ impl Collector<'_> {
         let tells = !batch.changes.is_empty() || batch.has_diagnostics || (batch.has_recovered && works);
         if tells && self.first.is_none() {
             let diagnostics = self.diagnostics.values().flat_map(BTreeMap::values).flatten().cloned().collect();
-            let update = Update { changes: batch.changes, diagnostics };
+            let update = Update::new(batch.changes, diagnostics);
             events.push(if works { Event::Update(update) } else { Event::Partial(update) });
         }
         events.extend(batch.failures.into_iter().map(Event::Failed));

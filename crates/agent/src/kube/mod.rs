@@ -6,7 +6,7 @@
 mod book;
 mod collector;
 mod connect;
-pub mod events;
+mod events;
 mod failure;
 mod follower;
 mod server;
@@ -25,7 +25,7 @@ use crate::backoff::Backoff;
 use crate::source::{Event, SourceError};
 use collector::Collector;
 pub use connect::ConnectError;
-use events::Publisher;
+pub use events::Publisher;
 use follower::Follower;
 use server::Server;
 

@@ -67,12 +67,12 @@ use std::thread;
 use std::time::Duration;
 
 use ringfence_compile::acl::{Acl, AclEntry, AclPolicy, AclPorts};
-use ringfence_model::{Direction, Family};
+use ringfence_model::{Direction, Family, PolicyId, Tier};
 
 pub use diff::AclDiff;
 pub use options::{InvalidMark, IptablesOptions, Mark, Variant};
 
-use crate::backend::{Applied, ApplyError, Backend, Drift};
+use crate::backend::{Applied, ApplyError, Backend, Drift, Remark};
 pub(crate) use clear::clear_variants_but;
 use layout::Layout;
 use listing::{Stock, set_kind, set_members};
@@ -354,7 +354,7 @@ impl IptablesBackend {
                 };
                 let family = if let Work::Rules(family, _) = step.work { Some(family) } else { None };
                 let refusal = Some(Refusal { line, family, said: said.clone() });
-                Err(Stopped { error: ApplyError::Refused { operation, source: io::Error::other(said) }, refusal })
+                Err(Stopped { error: ApplyError::Refused { operation, source: tools::refusal(said) }, refusal })
             }
         }
     }
@@ -374,7 +374,7 @@ impl IptablesBackend {
             let Some(done) = done else {
                 return Err(ApplyError::Refused {
                     operation: "destroying sets".to_owned(),
-                    source: io::Error::other(said),
+                    source: tools::refusal(said),
                 });
             };
             names.drain(..done);
@@ -471,19 +471,20 @@ impl Backend for IptablesBackend {
         Ok(applied)
     }
 
-    fn remarks(&self) -> Vec<String> {
-        let mut remarks = self.notes.clone();
-        remarks.extend(self.refused.iter().map(|RefusedPolicy { namespace, policy, reason }| {
-            format!("policy {namespace}/{policy} cannot be written and allows nothing until it can: {reason}")
+    fn remarks(&self) -> Vec<Remark> {
+        let mut remarks: Vec<Remark> = self.notes.iter().map(Remark::general).collect();
+        remarks.extend(self.refused.iter().map(|RefusedPolicy { namespace, policy, reason }| Remark {
+            policy: Some(PolicyId { tier: Tier::Namespace, namespace: namespace.clone(), name: policy.clone() }),
+            text: format!("cannot be written and allows nothing until it can: {reason}"),
         }));
         // What cannot be listed cannot be told either.
         let stale = self.stale_in_other().unwrap_or_default();
         if let Some(first) = stale.first() {
             let (count, other) = (stale.len(), self.tools.variant.other());
-            remarks.push(format!(
+            remarks.push(Remark::general(format!(
                 "iptables-{other} has {count} chains of an earlier run, {first} among them, which are in force too: remove \
                  them with `ringfence cleanup --backend iptables` and start again"
-            ));
+            )));
         }
         remarks
     }

@@ -65,8 +65,18 @@ impl Failure {
     pub(super) fn unanswered(self, operation: &'static str) -> ApplyError {
         match self {
             Failure::NotRun(error) => error,
-            Failure::Refused(said) => ApplyError::Unsent { operation, source: said.into() },
+            Failure::Refused(said) => ApplyError::Unsent { operation, source: refusal(said).into() },
         }
+    }
+}
+
+/// What a tool said, as the error that it stands for.
+pub(super) fn refusal(said: String) -> io::Error {
+    // iptables prints the second one for both, ipset the first one.
+    let not_permitted = ["Operation not permitted", "Permission denied (you must be root)"];
+    match not_permitted.iter().any(|text| said.contains(text)) {
+        true => io::Error::new(io::ErrorKind::PermissionDenied, said),
+        false => io::Error::other(said),
     }
 }
 

@@ -411,7 +411,7 @@ fn one_policy_is_refused(variant: Variant) {
         let [refused] = reconciler.backend().refused() else { panic!("{:?}", reconciler.backend().refused()) };
         assert_eq!((&*refused.namespace, &*refused.policy), ("default", "bad"));
         let remarks = reconciler.backend().remarks();
-        assert!(remarks.iter().any(|remark| remark.contains("policy default/bad")), "{remarks:?}");
+        assert!(remarks.iter().any(|remark| remark.to_string().contains("policy default/bad")), "{remarks:?}");
         assert!(refused.reason.contains("line") || refused.reason.contains("range of ports"), "{}", refused.reason);
         let closed = ours(variant);
         let lines = |state: &BTreeMap<String, Vec<String>>, what: &str| -> Vec<String> {
@@ -527,7 +527,7 @@ fn both_variants(variant: Variant) {
     let stale = backend.stale_in_other().unwrap();
     assert_eq!(stale.len(), 6, "{stale:?}");
     let remarks = backend.remarks();
-    assert!(remarks.iter().any(|remark| remark.contains("6 chains of an earlier run")), "{remarks:?}");
+    assert!(remarks.iter().any(|remark| remark.text.contains("6 chains of an earlier run")), "{remarks:?}");
     let mut backend = new(variant);
     backend.cleanup().unwrap();
     assert_eq!(backend.stale_in_other().unwrap(), [""; 0]);

@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use ringfence_agent::Agent;
 use ringfence_agent::directory::Directory;
-use ringfence_agent::health::{self, Pages, Status};
-use ringfence_agent::kube::{ConnectError, KubeSource};
-use ringfence_agent::run::{self, Numbered, OnExit, RunError, Settings, explained};
+use ringfence_agent::health::{self, Pages};
+use ringfence_agent::kube::{ConnectError, KubeSource, Publisher};
+use ringfence_agent::run::{self, Inputs, Numbered, OnExit, RunError, Settings, explained};
+use ringfence_agent::server::{ControlSocket, ServerError};
 use ringfence_agent::source::{CAPACITY, Event, SourceError};
+use ringfence_agent::status::{About, Status};
 use ringfence_agent::succession::Succession;
 use ringfence_dataplane::{ApplyError, Backend, IptablesBackend, NftBackend, PacketFilter, clear_all_but};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{AgentOptions, BackendName, Listen, LogFormat, OnExitName, SourceName};
+use crate::args::{AgentOptions, BackendName, Listen, LogFormat, OnExitName, RunDirectory, SourceName};
 use crate::output::Failure;
 
 /// Why the agent did not start or has ended. Said in the log, where everything else about the agent is.
@@ -26,6 +28,8 @@ enum AgentError {
     Kube(#[from] ConnectError),
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error("--run-dir: {0}")]
+    Control(#[from] ServerError),
     #[error("cannot open the packet filter: {}", explained(.0))]
     Backend(ApplyError),
     #[error("cannot start: {0}")]
@@ -70,6 +74,10 @@ fn run_with<B: Backend<Demand: Numbered>>(
             listeners.push((listener, pages));
         }
     }
+    let (run_directory, mut socket) = match &options.run_dir {
+        RunDirectory::Off => (None, None),
+        RunDirectory::At(path) => (Some(path.clone()), Some(ControlSocket::open(path)?)),
+    };
     let backend = backend().map_err(AgentError::Backend)?;
     let in_use = packet_filter(&backend);
     let settings = Settings {
@@ -78,6 +86,7 @@ fn run_with<B: Backend<Demand: Numbered>>(
             OnExitName::Keep => OnExit::Keep,
             OnExitName::Cleanup => OnExit::Cleanup,
         },
+        run_directory,
     };
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -90,14 +99,22 @@ fn run_with<B: Backend<Demand: Numbered>>(
                 _ = terminate.recv() => {}
             }
         };
-        let status = Arc::new(Status::default());
+        let status = Arc::new(Status::new(About {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: options.node.clone(),
+            backend: backend.name().to_owned(),
+            source: source.name(),
+        }));
         health::serve(listeners, &status)?;
+        let queries = socket.as_mut().map(|socket| socket.serve(&status)).transpose()?;
         let (sender, events) = tokio::sync::mpsc::channel(CAPACITY);
+        let (troubles, told) = tokio::sync::mpsc::channel(CAPACITY);
         tracing::info!(node = options.node, source = source.name(), backend = backend.name(), "started");
-        source.follow(sender)?;
+        source.follow(sender, Publisher::new(options.node.as_str().into(), told))?;
         let agent = Agent::new(options.node.as_str().into(), backend).with_unknown_pods(options.unknown_pods.into());
         let succession = Succession::new(move || clear_others(in_use));
-        run::run(agent, events, stop, settings, succession, &status).await?;
+        let inputs = Inputs { events, queries, troubles: Some(troubles) };
+        run::run(agent, inputs, stop, settings, succession, &status).await?;
         Ok(())
     })
 }
@@ -121,15 +138,16 @@ impl Source {
 
     fn name(&self) -> String {
         match self {
-            Source::Directory(directory) => directory.path().display().to_string(),
+            Source::Directory(directory) => format!("dir:{}", directory.path().display()),
             Source::Kube(kube) => kube.server(),
         }
     }
 
-    fn follow(self, events: tokio::sync::mpsc::Sender<Event>) -> io::Result<()> {
+    /// A folder has nobody to tell troubles to.
+    fn follow(self, events: tokio::sync::mpsc::Sender<Event>, publisher: Publisher) -> io::Result<()> {
         match self {
             Source::Directory(directory) => directory.follow(events),
-            Source::Kube(kube) => kube.follow(events, None),
+            Source::Kube(kube) => kube.follow(events, Some(publisher)),
         }
     }
 }

@@ -84,7 +84,7 @@ fn program<B: Backend>(backend: Result<B, ApplyError>) -> Option<String> {
         return Some(told(&error));
     }
     match agent.sync() {
-        Ok(_) => agent.backend().remarks().into_iter().next(),
+        Ok(_) => agent.backend().remarks().first().map(ToString::to_string),
         Err(error) => Some(told(&error)),
     }
 }

@@ -8,6 +8,7 @@ mod lab;
 mod manual;
 mod matrix;
 mod render;
+mod status;
 mod version;
 
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             render::run(input, node.as_deref(), (*unknown_pods).into(), filter, &messages)
         }
         Command::Agent(options) => agent::run(options),
+        Command::Status(options) => status::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Cni(command) => cni::run(command, &messages),
         Command::Cleanup { backend } => cleanup::run(*backend, &messages),

@@ -1,0 +1,189 @@
+//! Announced sandboxes, laid over what the source says of the node's pods.
+//!
+//! The container runtime knows a pod's addresses before the API server does, and when it makes a pod's sandbox anew, the
+//! pod's status goes on telling the addresses of the old one for a while. So a pod of this node that has sandboxes has their
+//! addresses, and only theirs. What comes out follows from the pods and the sandboxes there are, in whatever order they came.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ringfence_control::Sandbox;
+use ringfence_k8s::is_uid_of_pod;
+use ringfence_model::{Object, Phase, Pod, PodId};
+
+/// Namespace and name.
+type PodName = (Arc<str>, Arc<str>);
+
+/// The sandboxes of a node, and its pods as the source tells them.
+#[derive(Clone, Debug)]
+pub(crate) struct Announced {
+    node: Arc<str>,
+    pods: BTreeMap<PodName, BTreeMap<PodId, Pod>>,
+    /// By the pod they name, then by their own id.
+    sandboxes: BTreeMap<PodName, BTreeMap<String, Announcement>>,
+    /// Whose sandbox an id is.
+    names: BTreeMap<String, PodName>,
+    /// Sandboxes whose pod is gone.
+    forgotten: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Announcement {
+    sandbox: Sandbox,
+    /// In seconds since the epoch.
+    since: i64,
+}
+
+impl Announced {
+    pub(crate) fn new(node: Arc<str>) -> Announced {
+        Announced {
+            node,
+            pods: BTreeMap::new(),
+            sandboxes: BTreeMap::new(),
+            names: BTreeMap::new(),
+            forgotten: Vec::new(),
+        }
+    }
+
+    /// How many sandboxes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Adds a sandbox, or replaces the one with the same id. Returns the pods that may have other addresses now, with those.
+    pub(crate) fn add(&mut self, sandbox: Sandbox, since: i64) -> Vec<Pod> {
+        let mut changed = self.remove(&sandbox.id);
+        let name: PodName = (sandbox.namespace.as_str().into(), sandbox.name.as_str().into());
+        self.names.insert(sandbox.id.clone(), name.clone());
+        let announcement = Announcement { sandbox, since };
+        self.sandboxes.entry(name.clone()).or_default().insert(announcement.sandbox.id.clone(), announcement);
+        // A pod that is in there twice is right the second time.
+        changed.extend(self.called(&name));
+        changed
+    }
+
+    /// Removes a sandbox, if it is there. Returns the pods that may have other addresses now, with those.
+    pub(crate) fn remove(&mut self, id: &str) -> Vec<Pod> {
+        let Some(name) = self.names.remove(id) else { return Vec::new() };
+        if let Some(sandboxes) = self.sandboxes.get_mut(&name) {
+            sandboxes.remove(id);
+            if sandboxes.is_empty() {
+                self.sandboxes.remove(&name);
+            }
+        }
+        self.called(&name)
+    }
+
+    /// The source tells of a pod. Returns it, and others of its name, with the addresses they have.
+    pub(crate) fn see(&mut self, pod: Pod) -> Vec<Pod> {
+        let name = name_of(&pod);
+        if pod.node.as_ref() != Some(&self.node) {
+            // A pod does not move, but whatever the source says is taken as it is.
+            return std::iter::once(pod.clone()).chain(self.lose(&pod)).collect();
+        }
+        self.pods.entry(name.clone()).or_default().insert(pod.id.clone(), pod);
+        self.called(&name)
+    }
+
+    /// The source has this pod no more. Returns the others of its name, with the addresses they have.
+    pub(crate) fn lose(&mut self, pod: &Pod) -> Vec<Pod> {
+        let name = name_of(pod);
+        if let Some(pods) = self.pods.get_mut(&name)
+            && let Some(lost) = pods.remove(&pod.id)
+        {
+            if pods.is_empty() {
+                self.pods.remove(&name);
+            }
+            self.forget(&name, &lost);
+        }
+        self.called(&name)
+    }
+
+    /// The source tells of all pods at once; of these objects, those that are no pods are passed over.
+    pub(crate) fn see_all<'a>(&mut self, objects: impl IntoIterator<Item = &'a Object>) {
+        let before = std::mem::take(&mut self.pods);
+        for object in objects {
+            if let Object::Pod(pod) = object
+                && pod.node.as_ref() == Some(&self.node)
+            {
+                self.pods.entry(name_of(pod)).or_default().insert(pod.id.clone(), pod.clone());
+            }
+        }
+        for (name, pods) in before {
+            for (id, lost) in pods {
+                if !self.pods.get(&name).is_some_and(|pods| pods.contains_key(&id)) {
+                    self.forget(&name, &lost);
+                }
+            }
+        }
+    }
+
+    /// A pod with the addresses it has: those of its sandboxes, or if it has none, those it came with.
+    pub(crate) fn addressed(&self, mut pod: Pod) -> Pod {
+        let Some(sandboxes) = self.sandboxes.get(&name_of(&pod)) else { return pod };
+        let its = |announcement: &&Announcement| self.pod_of(&announcement.sandbox).is_some_and(|its| its.id == pod.id);
+        let its: Vec<&Announcement> = sandboxes.values().filter(its).collect();
+        // An address that two pods claim belongs to the one that came by it last.
+        let Some(since) = its.iter().map(|announcement| announcement.since).max() else { return pod };
+        pod.created = pod.created.max(since);
+        pod.addresses.clear();
+        for address in its.iter().flat_map(|announcement| &announcement.sandbox.addresses) {
+            if !pod.addresses.contains(address) {
+                pod.addresses.push(*address);
+            }
+        }
+        pod
+    }
+
+    /// The pod of this node that a sandbox belongs to, as the source tells it.
+    ///
+    /// Several can have the name of a sandbox without uid when a pod is made anew: it is the last one's. Pods without
+    /// policy of their own, finished ones and those on the node's network, have no sandbox that matters.
+    pub(crate) fn pod_of(&self, sandbox: &Sandbox) -> Option<&Pod> {
+        let pods = self.namesakes(sandbox).filter(|pod| pod.phase == Phase::Live && !pod.host_network);
+        pods.filter(|pod| is_of(sandbox, pod)).max_by_key(|pod| (pod.created, &pod.id))
+    }
+
+    /// The pods of this node that are called like the pod of a sandbox.
+    pub(crate) fn namesakes(&self, sandbox: &Sandbox) -> impl Iterator<Item = &Pod> {
+        let name: PodName = (sandbox.namespace.as_str().into(), sandbox.name.as_str().into());
+        self.pods.get(&name).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The ids of sandboxes that were dropped because their pod is gone, since this was asked last.
+    pub(crate) fn take_forgotten(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.forgotten)
+    }
+
+    /// A pod is gone, and with it the sandboxes that name its uid. Those that name none may be the next pod's already; they
+    /// stay until they are removed.
+    fn forget(&mut self, name: &PodName, lost: &Pod) {
+        let Some(sandboxes) = self.sandboxes.get(name) else { return };
+        let others = self.pods.get(name);
+        let is_other = |sandbox: &Sandbox| others.is_some_and(|pods| pods.values().any(|pod| is_of(sandbox, pod)));
+        let gone = sandboxes.values().map(|announcement| &announcement.sandbox);
+        let gone = gone.filter(|sandbox| sandbox.uid.is_some() && is_of(sandbox, lost) && !is_other(sandbox));
+        let gone: Vec<String> = gone.map(|sandbox| sandbox.id.clone()).collect();
+        for id in gone {
+            self.remove(&id);
+            self.forgotten.push(id);
+        }
+    }
+
+    /// The pods of a name, with the addresses they have.
+    fn called(&self, name: &PodName) -> Vec<Pod> {
+        let pods = self.pods.get(name).into_iter().flat_map(BTreeMap::values);
+        pods.map(|pod| self.addressed(pod.clone())).collect()
+    }
+}
+
+fn name_of(pod: &Pod) -> PodName {
+    (pod.namespace.clone(), pod.name.clone())
+}
+
+/// Whether a sandbox is that of a pod with the same namespace and name. The kubelet tells the runtime its own uid of a static
+/// pod; a pod of a file may have none.
+fn is_of(sandbox: &Sandbox, pod: &Pod) -> bool {
+    let Some(uid) = sandbox.uid.as_deref() else { return true };
+    uid == &*pod.id.0 || Some(uid) == pod.static_uid.as_deref() || !is_uid_of_pod(&pod.id)
+}
