@@ -76,11 +76,10 @@ impl Announced {
 
     /// The source tells of a pod. Returns it, and others of its name, with the addresses they have.
     pub(crate) fn see(&mut self, pod: Pod) -> Vec<Pod> {
-        let name = name_of(&pod);
         if pod.node.as_ref() != Some(&self.node) {
-            // A pod does not move, but whatever the source says is taken as it is.
-            return std::iter::once(pod.clone()).chain(self.lose(&pod)).collect();
+            return vec![pod];
         }
+        let name = name_of(&pod);
         self.pods.entry(name.clone()).or_default().insert(pod.id.clone(), pod);
         self.called(&name)
     }

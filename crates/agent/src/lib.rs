@@ -167,6 +167,14 @@ impl<B: Backend> Agent<B> {
             }
             Change::Relist(kind, objects) => self.cluster.relist(kind, objects, &mut self.touched)?,
             Change::Apply(Object::Pod(pod)) => {
+                // Pods do not move and are not renamed, but whatever the source says is taken as it is.
+                let is_same = |known: &Pod| {
+                    (&known.namespace, &known.name, &known.node) == (&pod.namespace, &pod.name, &pod.node)
+                };
+                if let Some(other) = self.cluster.pod(&pod.id).filter(|known| !is_same(known)).cloned() {
+                    let namesakes = self.announced.lose(&other);
+                    self.apply_pods(namesakes)?;
+                }
                 let pods = self.announced.see(pod);
                 self.apply_pods(pods)?;
             }

@@ -366,7 +366,11 @@ mod tests {
         status.caught_up();
         let report = status.report();
         assert!((report.in_sync, report.lag_seconds) == (true, 0.0), "{report:?}");
-        assert_eq!(status.programming_duration.sum(), 2.0);
+        let mut metrics = String::new();
+        prometheus_client::encoding::text::encode(&mut metrics, status.registry()).unwrap();
+        for line in ["policy_programming_duration_seconds_sum 2.0\n", "policy_programming_duration_seconds_count 1\n"] {
+            assert!(metrics.contains(line), "{metrics}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

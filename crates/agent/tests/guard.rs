@@ -9,9 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringfence_agent::health::Status;
-use ringfence_agent::run::{OnExit, Settings, run};
+use ringfence_agent::run::{Inputs, OnExit, Settings, run};
 use ringfence_agent::source::{CAPACITY, Event, Update};
+use ringfence_agent::status::Status;
+use ringfence_agent::succession::Succession;
 use ringfence_agent::{Agent, Change};
 use ringfence_compile::Program;
 use ringfence_dataplane::{Applied, ApplyError, Backend, Drift, ProgramDiff};
@@ -77,11 +78,12 @@ fn calls_during<F: Future<Output = ()>>(story: impl FnOnce(UnixStream, Sender<Ev
         let backend = Guarded { alarm, calls: calls.clone() };
         let (events, receiver) = channel(CAPACITY);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let settings = Settings { resync: Duration::from_secs(3600), on_exit: OnExit::Keep };
+        let settings = Settings { resync: Duration::from_secs(3600), on_exit: OnExit::Keep, run_directory: None };
         let task = tokio::task::spawn_local(async move {
             let status = Arc::new(Status::default());
             let stop = async { stopped.await.unwrap_or(()) };
-            run(Agent::new("node".into(), backend), receiver, stop, settings, &status).await
+            let agent = Agent::new("node".into(), backend);
+            run(agent, Inputs::new(receiver), stop, settings, Succession::none(), &status).await
         });
         let start = Instant::now();
         story(ringer, events.clone()).await;
@@ -92,7 +94,7 @@ fn calls_during<F: Future<Output = ()>>(story: impl FnOnce(UnixStream, Sender<Ev
 }
 
 fn first_state() -> Event {
-    Event::Update(Update { changes: vec![Change::Reset(Vec::new())], diagnostics: Vec::new() })
+    Event::Update(Update::new(vec![Change::Reset(Vec::new())], Vec::new()))
 }
 
 /// The paused clock jumps whenever all wait; a file that becomes readable is seen before that, but not by each of its steps.

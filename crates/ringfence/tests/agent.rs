@@ -9,12 +9,14 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
 use namespace::{clean, listing, nft};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ringfence_control::{Request, Response, Sandbox, StatusReport, announcements, ask, socket_path};
 use tempfile::TempDir;
 
 fn main() {
@@ -32,6 +34,10 @@ fn main() {
         ("unknown_pods", unknown_pods),
         ("json_log", json_log),
         ("bad_arguments", bad_arguments),
+        ("status_tells_how_it_is", status_tells_how_it_is),
+        ("sandboxes_are_in_force_when_it_says_so", sandboxes_are_in_force_when_it_says_so),
+        ("the_socket_is_for_one_agent", the_socket_is_for_one_agent),
+        ("not_permitted", not_permitted),
     ];
     let trials = tests.iter().map(|&(name, test)| {
         Trial::test(name, move || {
@@ -81,14 +87,21 @@ fn write(folder: &Path, name: &str, text: &str) {
 struct Agent {
     child: Child,
     log: tempfile::NamedTempFile,
+    /// Where its socket is, for those that have one to themselves.
+    run: Rc<TempDir>,
 }
 
 impl Agent {
     fn start(folder: &Path, options: &[&str]) -> Agent {
+        Agent::start_in(tempfile::tempdir().unwrap().into(), folder, options)
+    }
+
+    fn start_in(run: Rc<TempDir>, folder: &Path, options: &[&str]) -> Agent {
         let log = tempfile::NamedTempFile::new().unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_ringfence"))
             .args(["agent", "--node", "node", "--source"])
             .arg(format!("dir:{}", folder.display()))
+            .args(["--run-dir".as_ref(), run.path().as_os_str()].iter().filter(|_| !options.contains(&"--run-dir")))
             .args(options)
             // In a user namespace the lock belongs to somebody else.
             .env("XTABLES_LOCKFILE", "/dev/null")
@@ -97,7 +110,16 @@ impl Agent {
             .stderr(log.reopen().unwrap())
             .spawn()
             .unwrap();
-        Agent { child, log }
+        Agent { child, log, run }
+    }
+
+    fn ask(&self, request: &Request) -> Response {
+        ask(&socket_path(self.run.path()), request, PATIENCE).unwrap()
+    }
+
+    /// `ringfence status`: its exit code, what it prints and what it complains about.
+    fn status(&self, options: &[&str]) -> (Option<i32>, String, String) {
+        status(self.run.path(), options)
     }
 
     fn log(&self) -> String {
@@ -141,6 +163,13 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn status(run: &Path, options: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
+    let output = command.args(["status", "--run-dir"]).arg(run).args(options).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 /// Our table, or nothing when there is none.
@@ -214,7 +243,7 @@ fn keeps_what_it_has_when_a_file_is_broken() {
     agent.until("the new state", || has("10.0.0.9") && !has("10.0.0.1"));
     // A policy with an error is no broken file: it isolates and allows nothing.
     write(folder.path(), "policy.yaml", &POLICY.replace("from:", "form:"));
-    agent.until("an invalid policy", || metric("ringfence_policy_errors") == Some(1.0));
+    agent.until("an invalid policy", || metric("ringfence_policy_errors{reason=\"invalid\"}") == Some(1.0));
     assert!(has("10.0.0.9"));
 }
 
@@ -283,7 +312,16 @@ fn health_and_metrics() {
         ("ringfence_in_sync", 1.0),
         ("ringfence_program_generation", 1.0),
         ("ringfence_pods", 2.0),
-        ("ringfence_policy_errors", 0.0),
+        ("ringfence_local_pods", 2.0),
+        ("ringfence_isolated_pods", 1.0),
+        ("ringfence_policies", 1.0),
+        ("ringfence_announced_sandboxes", 0.0),
+        ("ringfence_peer_classes{direction=\"ingress\"}", 1.0),
+        ("ringfence_peer_classes{direction=\"egress\"}", 0.0),
+        ("ringfence_policy_programming_duration_seconds_count", 1.0),
+        ("ringfence_policy_errors{reason=\"invalid\"}", 0.0),
+        ("ringfence_policy_errors{reason=\"not_programmed\"}", 0.0),
+        (concat!("ringfence_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
         ("ringfence_apply_errors_total", 0.0),
         ("ringfence_drift_repairs_total", 0.0),
         ("ringfence_source_errors_total", 0.0),
@@ -436,5 +474,138 @@ fn bad_arguments() {
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{said}");
         assert!(said.contains(reason), "{said}");
+    }
+}
+
+fn status_tells_how_it_is() {
+    let folder = folder();
+    let nowhere = tempfile::tempdir().unwrap();
+    let (code, printed, said) = status(nowhere.path(), &[]);
+    assert_eq!((code, printed.as_str()), (Some(2), ""));
+    assert!(said.contains("no agent answers at ") && said.contains("--run-dir"), "{said}");
+    // What cannot be read is not enforced, and not waited for.
+    write(folder.path(), "broken.yaml", "kind: {");
+    let agent = Agent::start(folder.path(), &[]);
+    agent.says("what is in force stays");
+    let (code, printed, said) = agent.status(&["--wait", "1"]);
+    assert_eq!((code, said.as_str()), (Some(1), ""), "{printed}");
+    assert!(printed.contains("not ready") && printed.contains("broken.yaml"), "{printed}");
+    fs::remove_file(folder.path().join("broken.yaml")).unwrap();
+    let (code, printed, said) = agent.status(&["--wait"]);
+    assert_eq!((code, said.as_str()), (Some(0), ""), "{printed}");
+    for expected in
+        ["state          in sync", "2 in the cluster, 2 on this node, 1 of them isolated", "1 in 1 namespaces"]
+    {
+        assert!(printed.contains(expected), "{printed}");
+    }
+    let (code, printed, _) = agent.status(&["-o", "json"]);
+    let report: StatusReport = serde_json::from_str(&printed).unwrap();
+    assert_eq!(code, Some(0));
+    let told = (report.node.as_str(), report.backend.as_str(), report.ready, report.in_sync, report.source_ok);
+    assert_eq!(told, ("node", "nftables", true, true, true));
+    assert_eq!(report.last_apply.unwrap().mode, "replace");
+    assert!(report.conditions.iter().all(|condition| !condition.now), "{:?}", report.conditions);
+    write(folder.path(), "policy.yaml", &POLICY.replace("from:", "form:"));
+    agent.until("an invalid policy", || {
+        agent.status(&[]).1.contains("now   policy: default/web: spec.ingress[0].form: ")
+    });
+    let run = agent.run.path().to_owned();
+    drop(agent);
+    assert_eq!(status(&run, &[]).0, Some(2));
+}
+
+/// A pod has got its network, and its manifest tells no address: when the agent says that it is done, it is.
+fn sandboxes_are_in_force_when_it_says_so() {
+    let folder = folder();
+    let new = pod("web", "10.0.0.1").replace("name: web", "name: new") + "---\n" + &pod("db", "10.0.0.2");
+    let addressless = new.replacen("{ip: 10.0.0.1}", "", 1);
+    let agent = Agent::start(folder.path(), &[]);
+    agent.says("in force");
+    let sandbox = |address: &str| Sandbox {
+        id: "c0ffee".to_owned(),
+        namespace: "default".to_owned(),
+        name: "new".to_owned(),
+        uid: Some("5ca1ab1e".to_owned()),
+        addresses: vec![address.parse().unwrap()],
+    };
+    let add =
+        |agent: &Agent, patience_ms| agent.ask(&Request::AddSandbox { sandbox: sandbox("10.0.0.9"), patience_ms });
+    let Response::NotYet { reason } = add(&agent, 10) else { panic!("the pod is not known") };
+    assert!(reason.contains("no pod default/new on this node"), "{reason}");
+    assert!(!has("10.0.0.9"));
+    announcements::write(agent.run.path(), &sandbox("10.0.0.9")).unwrap();
+    write(folder.path(), "pods.yaml", &addressless);
+    assert_eq!(add(&agent, 20_000), Response::Done);
+    assert!(has("10.0.0.9"));
+    assert_eq!(agent.ask(&Request::CheckSandbox { sandbox: sandbox("10.0.0.9") }), Response::Done);
+    assert!(matches!(agent.ask(&Request::CheckSandbox { sandbox: sandbox("10.0.0.8") }), Response::NotYet { .. }));
+    assert_eq!(metric("ringfence_announced_sandboxes"), Some(1.0));
+    // Killed and started again: the address is known from the beginning.
+    let run = agent.run.clone();
+    drop(agent);
+    let agent = Agent::start_in(run, folder.path(), &[]);
+    agent.until("the restart", || {
+        assert!(has("10.0.0.9"), "{}", agent.log());
+        agent.log().contains("in force")
+    });
+    assert!(has("10.0.0.9"));
+    // The status follows; the sandbox goes.
+    write(folder.path(), "pods.yaml", &new);
+    assert_eq!(agent.ask(&Request::DeleteSandbox { id: "c0ffee".to_owned() }), Response::Done);
+    agent.until("the status to count", || has("10.0.0.1") && !has("10.0.0.9"));
+    assert!(announcements::read_all(agent.run.path()).unwrap().sandboxes.is_empty());
+}
+
+fn the_socket_is_for_one_agent() {
+    let folder = folder();
+    let agent = Agent::start(folder.path(), &[]);
+    agent.says("in force");
+    let second = |run: &Path| {
+        let options = ["--health-listen", "off", "--metrics-listen", "off", "--run-dir"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
+        command.args(["agent", "--node", "node", "--source"]).arg(format!("dir:{}", folder.path().display()));
+        let output = command.args(options).arg(run).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = second(agent.run.path());
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("another agent answers in "), "{said}");
+    assert_eq!(agent.status(&[]).0, Some(0));
+    let other = tempfile::tempdir().unwrap();
+    write(other.path(), "agent.sock", "mine");
+    let (code, said) = second(other.path());
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("agent.sock exists and is not a socket"), "{said}");
+    assert_eq!(fs::read_to_string(other.path().join("agent.sock")).unwrap(), "mine");
+    drop(agent);
+    let agent = Agent::start(folder.path(), &["--run-dir", "off"]);
+    agent.says("in force");
+    assert_eq!(fs::read_dir(agent.run.path()).unwrap().count(), 0);
+}
+
+/// Without the capability it ends and says which one; it has not tried for ever.
+fn not_permitted() {
+    let folder = folder();
+    let run = tempfile::tempdir().unwrap();
+    for backend in ["nftables", "iptables"] {
+        let output = Command::new("setpriv")
+            .args([
+                "--bounding-set",
+                "-net_admin",
+                "--inh-caps",
+                "-net_admin",
+                env!("CARGO_BIN_EXE_ringfence"),
+                "agent",
+            ])
+            .args(["--node", "node", "--backend", backend, "--source"])
+            .arg(format!("dir:{}", folder.path().display()))
+            .arg("--run-dir")
+            .arg(run.path())
+            .env("XTABLES_LOCKFILE", "/dev/null")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("CAP_NET_ADMIN"), "{backend}: {said}");
     }
 }

@@ -72,6 +72,7 @@ fn pod(app: &str, addresses: [&str; 2]) -> Object {
         phase: Phase::Live,
         created: 0,
         ports: Vec::new(),
+        static_uid: None,
     })
 }
 
