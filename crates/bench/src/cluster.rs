@@ -104,6 +104,7 @@ pub(crate) fn our_node() -> Object {
 pub(crate) fn pod(namespace: &str, name: &str, address: IpAddr, app: &str, node: &str) -> Pod {
     Pod {
         id: PodId(name.into()),
+        static_uid: None,
         namespace: namespace.into(),
         name: name.into(),
         labels: labels("app", app),

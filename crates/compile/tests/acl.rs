@@ -286,6 +286,7 @@ fn namespace(name: &str, more: &[(&str, &str)]) -> Object {
 fn pod(name: &str, node: &str, app: &str, address: &str) -> Pod {
     Pod {
         id: PodId(name.into()),
+        static_uid: None,
         namespace: "shop".into(),
         name: name.into(),
         labels: labels(&[("app", app)]),

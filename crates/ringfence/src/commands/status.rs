@@ -113,6 +113,7 @@ fn whole(seconds: u64) -> f64 {
 /// A duration for people.
 fn seconds(seconds: f64) -> String {
     match seconds {
+        0.0 => "0 s".to_owned(),
         s if s < 1.0 => format!("{:.1} ms", s * 1000.0),
         s if s < 120.0 => format!("{s:.1} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),
@@ -128,7 +129,7 @@ mod tests {
     #[test]
     fn durations_are_short() {
         let spans = [0.0, 0.0123, 1.0, 119.0, 120.0, 7199.0, 7200.0, 200_000.0];
-        let texts = ["0.0 ms", "12.3 ms", "1.0 s", "119.0 s", "2 min", "120 min", "2.0 h", "2.3 d"];
+        let texts = ["0 s", "12.3 ms", "1.0 s", "119.0 s", "2 min", "120 min", "2.0 h", "2.3 d"];
         assert_eq!(spans.map(seconds), texts);
     }
 }
