@@ -37,7 +37,7 @@ pub(crate) fn upgraded(filter: PacketFilter) {
     let layouts: &[&str] = if filter == PacketFilter::Nftables { &[FIRST, STRANGE] } else { &[""] };
     forget(layouts[0]);
     under_load(&site, &format!("upgraded, {filter}"), |traffic| {
-        for _ in 0..std::env::var("UP").map_or(3, |n| n.parse().unwrap()) {
+        for _ in 0..5 {
             for layout in layouts {
                 // The kernel cannot change a layout so that nothing slips: it is the agent that has to.
                 traffic.without_new_flows(|| forget(layout));
