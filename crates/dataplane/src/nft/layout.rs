@@ -180,7 +180,8 @@ impl Layout<'_> {
 
     fn refuse(self) -> Vec<Rule> {
         let mut rules: Vec<Rule> = Family::ALL.into_iter().map(Rule::AllowErrors).collect();
-        rules.extend([Rule::DropInvalid, Rule::Count]);
+        // Who is refused only because it meets old rules and new elements must not be told so.
+        rules.extend([Rule::DropInvalid, Rule::DropIfOutdated(SetName::of_epoch(self.epoch)), Rule::Count]);
         match self.deny {
             DenyAction::Reject => rules.extend([Rule::RejectTcp, Rule::Reject]),
             DenyAction::Drop => rules.push(Rule::Drop),

@@ -107,6 +107,9 @@ pub enum Epoch {
 }
 
 impl Epoch {
+    /// Both.
+    pub const ALL: [Epoch; 2] = [Epoch::A, Epoch::B];
+
     /// The other one.
     pub fn next(self) -> Epoch {
         match self {

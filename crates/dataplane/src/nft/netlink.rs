@@ -148,6 +148,10 @@ impl<'a> Batch<'a> {
             }
             Op::AddRule(chain, rule) => self.add_rule(index, *chain, rule),
             Op::AddSet(set) => self.add_set(index, set),
+            Op::FlushSet(name) => {
+                self.nft(index, libc::NFT_MSG_DELSETELEM, 0);
+                Attributes(&mut self.bytes).text(elements::TABLE, TABLE).text(elements::SET, name);
+            }
             Op::DeleteSet(name) => {
                 self.nft(index, libc::NFT_MSG_DELSET, 0);
                 Attributes(&mut self.bytes).text(set::TABLE, TABLE).text(set::NAME, name);

@@ -99,7 +99,7 @@ pub enum Rule {
         /// How policies describe them, for people.
         origin: Arc<str>,
     },
-    /// Discards a packet that both directions allow, if the program has changed since the packet came in. The kernel holds
+    /// Discards a packet that both directions allow, or one refuses, if the program has changed since the packet came in. The kernel holds
     /// each packet to the rules that were in force when it came, but every look-up in a set is as of now: a packet could
     /// follow an old port to an old gate and pass as a new member, though neither program allows it. A change that could
     /// do that takes the elements of the old epoch's set away.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::name::{ChainName, SetName, TABLE};
+use super::name::{ChainName, Epoch, SetName, TABLE};
 use super::ruleset::{Element, Rule, Ruleset};
 
 /// One operation. The order in a transaction matters only for references: what is pointed at must exist.
@@ -26,7 +26,10 @@ pub(super) enum Op {
     AddRule(ChainName, Rule),
     /// Adds a set that must not exist.
     AddSet(SetName),
-    /// Deletes a set that no rule asks, with its elements.
+    /// Deletes the elements of a set, whatever they are.
+    FlushSet(String),
+    /// Deletes a set that no rule asks. Packets that came in before go on to find its elements, but not those of a map of
+    /// verdicts.
     DeleteSet(String),
     /// Adds elements, none of which must exist.
     AddElements(SetName, Vec<Element>),
@@ -67,6 +70,9 @@ pub(super) fn replace(ruleset: Ruleset, present: Inventory) -> Vec<Op> {
         ops.extend([Op::DeleteTable, Op::EnsureTable]);
     } else {
         ops.extend([Op::EnsureTable, Op::FlushTable]);
+        // To packets on their way through the old rules, the maps are empty: they must learn that the rules are old.
+        let epochs = Epoch::ALL.map(|epoch| SetName::of_epoch(epoch).to_string());
+        ops.extend(epochs.into_iter().filter(|epoch| present.sets.contains(epoch)).map(Op::FlushSet));
         // Maps point at chains, so they go first.
         ops.extend(present.sets.into_iter().map(Op::DeleteSet));
         ops.extend(present.chains.into_iter().map(Op::DeleteChain));
@@ -99,6 +105,7 @@ impl fmt::Display for Op {
             Op::DeleteChain(chain) => write!(f, "deleting chain {chain}"),
             Op::AddRule(chain, rule) => write!(f, "adding rule '{rule}' to chain {chain}"),
             Op::AddSet(set) => write!(f, "adding set {set}"),
+            Op::FlushSet(set) => write!(f, "deleting the elements of {set}"),
             Op::DeleteSet(set) => write!(f, "deleting set {set}"),
             Op::AddElements(set, elements) => write!(f, "adding {} elements to {set}", elements.len()),
             Op::DeleteElements(set, elements) => write!(f, "deleting {} elements from {set}", elements.len()),
