@@ -18,6 +18,7 @@
 
 mod api;
 mod body;
+mod client;
 mod discovery;
 mod fault;
 mod list;
@@ -34,6 +35,7 @@ mod store;
 mod watch;
 mod write;
 
+pub use client::{Answer, Client, Events, version_of};
 pub use fault::{ALWAYS, Fault, On};
 pub use request::{Request, Verb};
 pub use server::FakeApiServer;
