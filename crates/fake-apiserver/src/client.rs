@@ -67,16 +67,28 @@ impl Client {
     ///
     /// The file cannot be read, or there is no runtime to be had.
     pub fn new(kubeconfig: &Path) -> io::Result<Client> {
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let kubeconfig = Kubeconfig::read_from(kubeconfig).map_err(io::Error::other)?;
-        let client = runtime.block_on(async {
-            let options = KubeConfigOptions::default();
-            let mut config =
-                kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(io::Error::other)?;
-            config.default_retry = false;
-            config.read_timeout = Some(PATIENCE);
-            kube::Client::try_from(config).map_err(io::Error::other)
-        })?;
+        let runtime = runtime()?;
+        let options = KubeConfigOptions::default();
+        let config = runtime.block_on(kube::Config::from_custom_kubeconfig(kubeconfig, &options));
+        Client::with(runtime, config.map_err(io::Error::other)?)
+    }
+
+    /// A client of any server that speaks HTTP and JSON.
+    pub(crate) fn at(url: &str) -> io::Result<Client> {
+        let url = url.parse().map_err(io::Error::other)?;
+        Client::with(runtime()?, kube::Config::new(url))
+    }
+
+    fn with(runtime: Runtime, mut config: kube::Config) -> io::Result<Client> {
+        config.default_retry = false;
+        config.read_timeout = Some(PATIENCE);
+        // The servers are on this host.
+        config.proxy_url = None;
+        let client = {
+            let _entered = runtime.enter();
+            kube::Client::try_from(config).map_err(io::Error::other)?
+        };
         Ok(Client { runtime, client })
     }
 
@@ -136,6 +148,10 @@ impl Client {
         let code = response.status().as_u16();
         Ok(Events { client: self, code, body: response.into_body(), text: Vec::new() })
     }
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(1).enable_all().build()
 }
 
 fn broken(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {

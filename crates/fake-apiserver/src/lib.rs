@@ -16,6 +16,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+mod any;
 mod api;
 mod body;
 mod client;
@@ -24,6 +25,7 @@ mod fault;
 mod list;
 mod listen;
 mod object;
+mod real;
 mod request;
 mod resource;
 pub mod sample;
@@ -35,8 +37,10 @@ mod store;
 mod watch;
 mod write;
 
+pub use any::ApiServer;
 pub use client::{Answer, Client, Events, version_of};
 pub use fault::{ALWAYS, Fault, On};
+pub use real::{ASSETS, RealApiServer, SKIPPED};
 pub use request::{Request, Verb};
 pub use server::FakeApiServer;
 pub use shared::WatchList;

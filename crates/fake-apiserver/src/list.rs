@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use crate::object::Object;
-use crate::request::Request;
+use crate::request::{Request, Verb};
 use crate::resource::Resource;
 use crate::selector::Selection;
 use crate::status::Refusal;
@@ -45,9 +45,10 @@ pub(crate) fn version_asked(request: &Request) -> Result<Option<u64>, Refusal> {
     if text.is_empty() {
         return Ok(None);
     }
-    let version = text
-        .parse()
-        .map_err(|_| Refusal::new(400, &format!("resourceVersion: Invalid value: {text:?}: must be a number")))?;
+    let version = text.parse().map_err(|_| {
+        let message = format!("resourceVersion: Invalid value: {text:?}: must be a number");
+        if request.verb == Some(Verb::Watch) { Refusal::unforeseen(&message) } else { Refusal::new(400, &message) }
+    })?;
     Ok(Some(version).filter(|version| *version != 0))
 }
 

@@ -130,6 +130,25 @@ impl Resource {
         if self.group.is_empty() { self.plural.to_owned() } else { format!("{}.{}", self.plural, self.group) }
     }
 
+    /// As messages of the API server name its objects: `NetworkPolicy.networking.k8s.io`.
+    pub(crate) fn qualified_kind(&self) -> String {
+        if self.group.is_empty() { self.kind.to_owned() } else { format!("{}.{}", self.kind, self.group) }
+    }
+
+    /// Where it is served: an object, or all of them if there is no name.
+    pub(crate) fn path(&self, namespace: &str, name: &str) -> String {
+        let mut path =
+            if self.group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{}", self.api_version()) };
+        if self.namespaced && !namespace.is_empty() {
+            path.push_str(&format!("/namespaces/{namespace}"));
+        }
+        path.push_str(&format!("/{}", self.plural));
+        if !name.is_empty() {
+            path.push_str(&format!("/{name}"));
+        }
+        path
+    }
+
     /// Where the store keeps an object: `namespace/name`, or `name`. Lists are in the order of these, byte by byte, as
     /// etcd's are; so the objects of a namespace `a-b` come before those of `a`.
     pub(crate) fn key(&self, namespace: &str, name: &str) -> String {

@@ -27,7 +27,7 @@ pub fn node(name: &str, address: &str, pod_cidrs: &[&str]) -> Value {
     let capacity = json!({"cpu": "8", "ephemeral-storage": "101430960Ki", "hugepages-1Gi": "0", "hugepages-2Mi": "0",
         "memory": "32661960Ki", "pods": "110"});
     let condition = |kind: &str, status: &str, reason: &str| {
-        json!({"type": kind, "status": status, "reason": reason, "message": "", "lastHeartbeatTime": "2026-01-01T00:10:00Z",
+        json!({"type": kind, "status": status, "reason": reason, "message": format!("kubelet says {reason}"), "lastHeartbeatTime": "2026-01-01T00:10:00Z",
             "lastTransitionTime": "2026-01-01T00:00:10Z"})
     };
     json!({

@@ -22,6 +22,15 @@ impl Refusal {
         Refusal { code, status, retry_after: None }
     }
 
+    /// What real servers answer to some mistakes of clients, for want of a better code.
+    pub(crate) fn unforeseen(message: &str) -> Refusal {
+        let mut refusal = Refusal::new(500, message);
+        if let Some(status) = refusal.status.as_object_mut() {
+            status.remove("reason");
+        }
+        refusal
+    }
+
     pub(crate) fn retry_after(mut self, seconds: Option<u32>) -> Refusal {
         if let Some(seconds) = seconds {
             self.status["details"]["retryAfterSeconds"] = json!(seconds);

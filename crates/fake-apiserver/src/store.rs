@@ -142,7 +142,7 @@ impl Store {
         value.remove("apiVersion");
         value.remove("kind");
         let generation = match known["metadata"]["generation"].as_u64() {
-            Some(generation) if value.get("spec").unwrap_or(&Value::Null) == &known["spec"] => generation,
+            Some(generation) if is_as_wanted(&value, &known) => generation,
             Some(generation) => generation + 1,
             None => 1,
         };
@@ -156,7 +156,7 @@ impl Store {
             if resource.generation {
                 metadata.insert("generation".to_owned(), json!(generation));
             }
-            for (field, new) in [("uid", uid(version)), ("creationTimestamp", now())] {
+            for (field, new) in [("uid", uid(version)), ("creationTimestamp", seconds_from_now(0))] {
                 if known["metadata"][field].is_string() {
                     metadata.insert(field.to_owned(), known["metadata"][field].clone());
                 } else {
@@ -223,13 +223,21 @@ impl Store {
     }
 }
 
+/// Whether what is wanted of an object is what was wanted before: its generation counts these changes.
+fn is_as_wanted(value: &Map<String, Value>, known: &Value) -> bool {
+    let part = |name: &str| value.get(name).unwrap_or(&Value::Null);
+    let ends = |metadata: &Value| metadata["deletionTimestamp"].is_string();
+    part("spec") == &known["spec"] && ends(part("metadata")) == ends(&known["metadata"])
+}
+
 /// Unique on this server, and the same in every run.
 fn uid(version: u64) -> String {
     format!("00000000-0000-4000-8000-{version:012x}")
 }
 
-pub(crate) fn now() -> String {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let seconds = i64::try_from(seconds).unwrap_or_default();
+/// A moment as objects tell it.
+pub(crate) fn seconds_from_now(seconds: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = i64::try_from(now.saturating_add(seconds)).unwrap_or_default();
     jiff::Timestamp::from_second(seconds).unwrap_or_default().to_string()
 }

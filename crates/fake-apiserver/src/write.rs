@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::request::{Request, Verb};
 use crate::resource::Resource;
 use crate::status::Refusal;
-use crate::store::Store;
+use crate::store::{Store, seconds_from_now};
 
 /// Answers a request that writes: the code and the text.
 ///
@@ -81,15 +81,14 @@ fn create(
         (Some(name), _) => name.to_owned(),
         (None, Some(prefix)) => format!("{prefix}{:05}", store.version() % 100_000),
         (None, None) => {
-            let message = format!(
-                "{} \"\" is invalid: metadata.name: Required value: name or generateName is required",
-                resource.kind
-            );
+            let kind = resource.qualified_kind();
+            let message =
+                format!("{kind} \"\" is invalid: metadata.name: Required value: name or generateName is required");
             return Err(Refusal::new(422, &message));
         }
     };
     if metadata["resourceVersion"].as_str().is_some_and(|version| !version.is_empty()) {
-        return Err(Refusal::new(400, "resourceVersion should not be set on objects to be created"));
+        return Err(Refusal::unforeseen("resourceVersion should not be set on objects to be created"));
     }
     check_namespace(resource, request, &metadata)?;
     let namespaces = Resource::named("namespaces");
@@ -170,47 +169,66 @@ fn update(
     Ok((200, object.value(resource).to_string()))
 }
 
-/// A pod that runs on a node is told to end, and is gone when it is deleted once more without a period of grace, which is
-/// what its node's kubelet does. Everything else is gone at once, as if no controller had to be waited for.
+/// A pod is told to end first. One that a node runs is gone only when it is deleted once more without a period of grace, which
+/// is what its kubelet does. Everything else is gone at once, as if no controller had to be waited for.
 fn delete(
     store: &mut Store,
     resource: &'static Resource,
     request: &Request,
     body: &[u8],
 ) -> Result<(u16, String), Refusal> {
-    let mut known = current(store, resource, request)?;
+    let known = current(store, resource, request)?;
     let options: Value =
         if body.is_empty() { Value::Null } else { serde_json::from_slice(body).map_err(|error| unreadable(&error))? };
-    if let Some(uid) = options["preconditions"]["uid"].as_str()
-        && known["metadata"]["uid"] != *uid
+    let uid = known["metadata"]["uid"].clone();
+    if let Some(expected) = options["preconditions"]["uid"].as_str()
+        && uid != *expected
     {
         return Err(Refusal::conflict(resource, &request.name));
     }
-    let is_pod = resource.kind == "Pod";
-    let asked = request.query.get("gracePeriodSeconds").and_then(|text| text.parse().ok());
-    let grace = asked.or_else(|| options["gracePeriodSeconds"].as_u64());
-    let grace = grace.or_else(|| known["spec"]["terminationGracePeriodSeconds"].as_u64()).unwrap_or(30);
-    let placed = known["spec"]["nodeName"].as_str().is_some_and(|node| !node.is_empty());
-    let ended = matches!(known["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
-    if is_pod && placed && !ended && grace > 0 {
-        if known["metadata"]["deletionTimestamp"].is_null() {
-            known["metadata"]["deletionTimestamp"] = json!(crate::store::now());
-            known["metadata"]["deletionGracePeriodSeconds"] = json!(grace);
+    if resource.kind == "Pod" {
+        let asked = request.query.get("gracePeriodSeconds").and_then(|text| text.parse().ok());
+        let asked = asked.or_else(|| options["gracePeriodSeconds"].as_u64());
+        if end_pod(store, resource, request, known, asked) > 0 {
+            return Ok((200, current(store, resource, request)?.to_string()));
         }
-        let Value::Object(value) = known else { return Err(Refusal::not_found(resource, &request.name)) };
-        let object = store.put(resource, &request.namespace, &request.name, value);
-        return Ok((200, object.value(resource).to_string()));
     }
-    let uid = known["metadata"]["uid"].clone();
     let last = store.remove(resource, &request.namespace, &request.name);
     let answer = match last {
-        Some(last) if is_pod => last.value(resource),
+        Some(last) if resource.kind == "Pod" => last.value(resource),
         _ => json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
             "details": {"name": request.name, "group": resource.group, "kind": resource.plural, "uid": uid},
         }),
     };
     Ok((200, answer.to_string()))
+}
+
+/// Tells a pod to end within so many seconds, or within its own period of grace; a period that runs can only be shortened.
+/// Gives the seconds that it has.
+fn end_pod(
+    store: &mut Store,
+    resource: &'static Resource,
+    request: &Request,
+    mut pod: Value,
+    asked: Option<u64>,
+) -> u64 {
+    let placed = pod["spec"]["nodeName"].as_str().is_some_and(|node| !node.is_empty());
+    let ended = matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"));
+    let wanted = asked.or_else(|| pod["spec"]["terminationGracePeriodSeconds"].as_u64()).unwrap_or(30);
+    let grace = if placed && !ended { wanted } else { 0 };
+    let metadata = &mut pod["metadata"];
+    let running = metadata["deletionGracePeriodSeconds"].as_u64();
+    if let Some(running) = running.filter(|running| *running <= grace && metadata["deletionTimestamp"].is_string()) {
+        return running;
+    }
+    // The moment when it shall have ended.
+    metadata["deletionTimestamp"] = json!(seconds_from_now(grace));
+    metadata["deletionGracePeriodSeconds"] = json!(grace);
+    if let Value::Object(pod) = pod {
+        store.put(resource, &request.namespace, &request.name, pod);
+    }
+    grace
 }
 
 /// RFC 7386.
