@@ -55,6 +55,12 @@ pub(crate) async fn answer(shared: Arc<Shared>, incoming: hyper::Request<Incomin
         Some(Fault::Hang) => return std::future::pending().await,
         other => other,
     };
+    let is_json = matches!(content_type.as_str(), "" | "*/*" | JSON) || content_type.ends_with("+json");
+    if !body.is_empty() && !is_json {
+        let message =
+            format!("the body of the request was in an unknown format - accepted media types include: {JSON}");
+        return refuse(&Refusal::new(415, &message));
+    }
     let outcome = match request.resource {
         Some(resource) if request.verb == Some(Verb::Watch) => {
             return open_watch(&shared, resource, &request, fault).unwrap_or_else(|refusal| refuse(&refusal));

@@ -46,8 +46,10 @@ fn resources(group: &str, version: &str) -> Option<Value> {
     let first = of_group.first()?;
     let describe = |resource: &&Resource| {
         let verbs = ["create", "delete", "get", "list", "patch", "update", "watch"];
-        let (name, kind) = (resource.plural, resource.kind);
-        json!({"name": name, "singularName": kind.to_lowercase(), "namespaced": resource.namespaced, "kind": kind, "verbs": verbs})
+        json!({
+            "name": resource.plural, "singularName": resource.kind.to_lowercase(), "shortNames": [resource.short],
+            "namespaced": resource.namespaced, "kind": resource.kind, "verbs": verbs,
+        })
     };
     let list: Vec<Value> = of_group.iter().map(describe).collect();
     let api = first.api_version();

@@ -74,21 +74,27 @@ impl Object {
         }
     }
 
-    pub(crate) fn value(&self, resource: &Resource) -> Value {
-        let mut text = String::new();
-        self.write(resource, &mut text);
+    /// The object without `kind` and `apiVersion`.
+    pub(crate) fn content(&self) -> Value {
         // The text was printed from a value.
-        serde_json::from_str(&text).unwrap_or_default()
+        serde_json::from_str(&self.body).unwrap_or_default()
+    }
+
+    pub(crate) fn value(&self, resource: &Resource) -> Value {
+        let mut value = self.content();
+        if let (true, Some(object)) = (self.sound, value.as_object_mut()) {
+            object.insert("kind".to_owned(), json!(resource.kind));
+            object.insert("apiVersion".to_owned(), json!(resource.api_version()));
+        }
+        value
     }
 
     /// The same object at another version, as the last word about one that is gone.
     pub(crate) fn at_version(&self, resource: &'static Resource, version: u64) -> Object {
-        let Value::Object(mut value) = self.value(resource) else {
-            return Object::unsound(&self.namespace, &self.value(resource));
+        let mut value = match self.content() {
+            Value::Object(value) if self.sound => value,
+            other => return Object::unsound(&self.namespace, &other),
         };
-        if !self.sound {
-            return Object::unsound(&self.namespace, &Value::Object(value));
-        }
         if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.insert("resourceVersion".to_owned(), json!(version.to_string()));
         }

@@ -138,7 +138,7 @@ impl Store {
     ) -> Arc<Object> {
         let key = resource.key(namespace, name);
         let before = self.objects(resource).get(&key).cloned();
-        let known = before.as_ref().map_or(Value::Null, |before| before.value(resource));
+        let known = before.as_ref().map_or(Value::Null, |before| before.content());
         value.remove("apiVersion");
         value.remove("kind");
         let generation = match known["metadata"]["generation"].as_u64() {
@@ -172,11 +172,8 @@ impl Store {
             let same_version = known["metadata"]["resourceVersion"].clone();
             metadata.insert("resourceVersion".to_owned(), same_version);
         }
-        if let Some(before) = &before {
-            let same = Object::new(resource, value.clone());
-            if before.is_sound() && same.item() == before.item() {
-                return Arc::clone(before);
-            }
+        if let Some(before) = before.filter(|before| before.is_sound() && known.as_object() == Some(&value)) {
+            return before;
         }
         if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.insert("resourceVersion".to_owned(), json!(version.to_string()));
