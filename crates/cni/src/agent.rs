@@ -1,6 +1,5 @@
 //! Asking the agent, patiently and never for longer than that.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -9,8 +8,8 @@ use std::time::{Duration, Instant};
 use ringfence_control::{ControlError, Request, Response, Sandbox, ask, socket_path};
 
 /// How much later than it was asked to the agent may answer.
-const GRACE: Duration = Duration::from_millis(500);
-/// How long after a failure it is asked again. An agent that is being replaced is away for a moment.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long after a no it is asked again.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The agent of this node.
@@ -29,74 +28,94 @@ impl Agent {
             sandbox: sandbox.clone(),
             patience_ms: u64::try_from(rest.as_millis()).unwrap_or(u64::MAX),
         };
-        self.until_done(patience, true, request)
+        self.until(patience, request, |answer| answer.and_then(done))
     }
 
     /// Waits until the sandbox is isolated, if there is an agent.
     pub(crate) fn check(&self, sandbox: &Sandbox, patience: Duration) -> Result<(), String> {
-        self.until_done(patience, false, |_| Request::CheckSandbox { sandbox: sandbox.clone() })
+        let request = |_| Request::CheckSandbox { sandbox: sandbox.clone() };
+        self.until(patience, request, |answer| answer.map_err(|not| Not::Ever(not.reason())).and_then(done))
     }
 
     /// Tells that a sandbox is gone. Whether the agent has heard it: one that is not there reads the files when it starts.
     pub(crate) fn delete(&self, id: &str) -> Result<(), String> {
-        match self.ask(&Request::DeleteSandbox { id: id.to_owned() }, GRACE) {
-            Ok(response) => done(response),
-            Err(error) => Err(error.to_string()),
-        }
+        let request = Request::DeleteSandbox { id: id.to_owned() };
+        self.ask(&request, GRACE).and_then(done).map_err(Not::reason)
     }
 
-    /// Whether pods can be added.
+    /// Waits until pods can be added.
     pub(crate) fn ready(&self, patience: Duration) -> Result<(), String> {
-        match self.ask(&Request::Status, patience) {
-            Ok(Response::Status(status)) if status.ready => Ok(()),
-            Ok(Response::Status(_)) => Err("it has not enforced anything yet".to_owned()),
-            Ok(response) => done(response),
-            Err(error) => Err(error.to_string()),
-        }
+        self.until(
+            patience,
+            |_| Request::Status,
+            |answer| match answer? {
+                Response::Status(status) if status.ready => Ok(()),
+                Response::Status(_) => Err(Not::Yet("the agent has not enforced anything yet".to_owned())),
+                other => done(other),
+            },
+        )
     }
 
-    /// Asks again and again. An agent that is away is waited for if `wait_for_agent` says so.
-    fn until_done(
+    /// Asks again and again until the answer is yes or final.
+    fn until(
         &self,
         patience: Duration,
-        wait_for_agent: bool,
         request: impl Fn(Duration) -> Request,
+        judge: impl Fn(Result<Response, Not>) -> Result<(), Not>,
     ) -> Result<(), String> {
         let start = Instant::now();
         loop {
             let rest = patience.saturating_sub(start.elapsed());
-            let reason = match self.ask(&request(rest), rest + GRACE) {
-                Ok(Response::Done) => return Ok(()),
-                Ok(Response::NotYet { reason }) => reason,
-                // It will not answer otherwise next time.
-                Ok(response) => return done(response),
-                Err(error @ ControlError::Unreadable(_)) => return Err(error.to_string()),
-                Err(error) if wait_for_agent => error.to_string(),
-                Err(error) => return Err(error.to_string()),
-            };
-            if start.elapsed() + PAUSE >= patience {
-                return Err(reason);
+            match judge(self.ask(&request(rest), rest + GRACE)) {
+                Ok(()) => return Ok(()),
+                Err(Not::Ever(reason)) => return Err(reason),
+                Err(Not::Yet(reason)) if start.elapsed() + PAUSE >= patience => return Err(reason),
+                Err(Not::Yet(_)) => thread::sleep(PAUSE),
             }
-            thread::sleep(PAUSE);
         }
     }
 
     /// One question. On a thread of its own, because connecting to a Unix socket whose owner hangs has no time-out.
-    fn ask(&self, request: &Request, patience: Duration) -> Result<Response, ControlError> {
+    fn ask(&self, request: &Request, patience: Duration) -> Result<Response, Not> {
         let (sender, answer) = mpsc::channel();
         let (socket, request) = (self.socket.clone(), request.clone());
-        thread::Builder::new().name("ask".to_owned()).spawn(move || {
+        let asked = thread::Builder::new().name("ask".to_owned()).spawn(move || {
             // Nobody listens any more when it took too long.
             let _ = sender.send(ask(&socket, &request, patience));
-        })?;
-        answer.recv_timeout(patience + GRACE).unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+        });
+        asked.map_err(|error| Not::Yet(format!("cannot ask the agent: {error}")))?;
+        match answer.recv_timeout(patience + GRACE) {
+            Ok(Ok(response)) => Ok(response),
+            // Another program, or another protocol: it will not answer otherwise next time.
+            Ok(Err(error @ ControlError::Unreadable(_))) => Err(Not::Ever(error.to_string())),
+            // An agent that is being replaced is away for a moment.
+            Ok(Err(error)) => Err(Not::Yet(error.to_string())),
+            Err(_) => Err(Not::Yet("the agent does not answer".to_owned())),
+        }
     }
 }
 
-fn done(response: Response) -> Result<(), String> {
+/// Why the answer is not yes.
+enum Not {
+    /// It may be soon.
+    Yet(String),
+    /// It will not be.
+    Ever(String),
+}
+
+impl Not {
+    fn reason(self) -> String {
+        match self {
+            Not::Yet(reason) | Not::Ever(reason) => reason,
+        }
+    }
+}
+
+fn done(response: Response) -> Result<(), Not> {
     match response {
         Response::Done => Ok(()),
-        Response::NotYet { reason: what } | Response::Error { message: what } => Err(what),
-        Response::Status(_) => Err("the agent's answer is one to another question".to_owned()),
+        Response::NotYet { reason } => Err(Not::Yet(reason)),
+        Response::Error { message } => Err(Not::Ever(message)),
+        Response::Status(_) => Err(Not::Ever("the agent's answer is one to another question".to_owned())),
     }
 }

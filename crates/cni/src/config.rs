@@ -26,6 +26,9 @@ pub struct Settings {
 }
 
 /// What becomes of a pod when the agent does not confirm in time.
+///
+/// A pod that starts unprotected is the worse defect, so it fails unless users say otherwise. What the agent itself needs,
+/// and the agent, are on the node's network: no plugin is called for them, and they start without it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnTimeout {

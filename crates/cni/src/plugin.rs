@@ -17,8 +17,9 @@ use crate::{PLUGIN, VERSIONS, result};
 
 /// No network configuration is longer, in bytes: that of GC grows with the pods of a node, and is still far below.
 const LONGEST_INPUT: u64 = 16 << 20;
-/// How long STATUS waits for the agent's answer.
-const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+/// How long STATUS waits for the agent at most. One that is being replaced is no reason to call the node unready, as ADD
+/// waits for it, too; but the runtime asks often.
+const STATUS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Executes one call of a container runtime: what is asked comes from the environment's `variables` and from `input`, the
 /// result goes to `output`, remarks for people to `log`. Gives the exit code.
@@ -204,7 +205,7 @@ fn collect(network: &Network<'_>) -> Result<String, Failure> {
 /// STATUS: whether ADD has a chance.
 fn status(network: &Network<'_>, settings: &Settings) -> Result<String, Failure> {
     network.check_version("1.1.0")?;
-    match Agent::of(&settings.run_dir).ready(STATUS_PATIENCE) {
+    match Agent::of(&settings.run_dir).ready(settings.patience().min(STATUS_PATIENCE)) {
         // Pods start without it.
         Err(_) if settings.on_timeout == OnTimeout::Continue => Ok(String::new()),
         Err(reason) => Err(Failure::unavailable(reason)),
