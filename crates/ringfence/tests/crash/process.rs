@@ -22,7 +22,7 @@ pub(crate) const FILTERS: [PacketFilter; 3] =
 fn ringfence() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
     // The tests of a run take turns; so do the tools that an agent leaves behind when it is killed and those of the next one.
-    command.env("XTABLES_LOCKFILE", std::env::temp_dir().join(format!("xtables-{}.lock", std::process::id())));
+    command.env("XTABLES_LOCKFILE", concat!(env!("CARGO_TARGET_TMPDIR"), "/xtables.lock"));
     command
 }
 
