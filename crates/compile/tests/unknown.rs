@@ -227,6 +227,7 @@ fn pod(name: &str, node: Option<&str>, addresses: &[&str]) -> Pod {
         phase: Phase::Live,
         created: 0,
         ports: Vec::new(),
+        static_uid: None,
     }
 }
 

@@ -143,7 +143,7 @@ impl Node {
         }
         fs::write(folder.path().join("manifests/others.yaml"), OTHERS).unwrap();
         let agent = Command::new(env!("CARGO_BIN_EXE_ringfence"))
-            .args(["agent", "--node", "node", "--source"])
+            .args(["agent", "--node", "node", "--unknown-pods", "allow", "--source"])
             .arg(format!("dir:{}", folder.path().join("manifests").display()))
             .arg("--run-dir")
             .arg(folder.path().join("run"))
