@@ -165,3 +165,148 @@ fn number(version: &str) -> Option<u64> {
 fn is_old(version: Option<u64>, known: Option<u64>) -> bool {
     matches!((version, known), (Some(version), Some(known)) if version <= known)
 }
+
+#[cfg(test)]
+mod tests {
+    use ringfence_k8s::api::{Kind, Reader};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn reading(kind: Kind, name: &str, version: u64, labels: &Value) -> Reading {
+        let object = json!({"metadata": {"namespace": "shop", "name": name, "uid": format!("uid-{name}"),
+            "resourceVersion": version.to_string(), "labels": labels}});
+        Reader::new("s").read(kind, &object.to_string()).unwrap()
+    }
+
+    fn pod(name: &str, version: u64, app: &str) -> Reading {
+        reading(Kind::Pod, name, version, &json!({"app": app}))
+    }
+
+    fn unreadable(name: &str, version: u64) -> Reading {
+        reading(Kind::Pod, name, version, &json!({"app": 7}))
+    }
+
+    fn list(book: &mut Book, readings: Vec<Reading>, version: &str) -> (Vec<String>, Vec<String>) {
+        let mut list = List::default();
+        for reading in readings {
+            book.collect(&mut list, reading);
+        }
+        let Listed { objects, gone } = book.complete(list, version);
+        (objects.iter().map(|object| name(&object.key())).collect(), gone.iter().map(name).collect())
+    }
+
+    fn name(key: &ObjectKey) -> String {
+        match key {
+            ObjectKey::Pod(id) => id.0.trim_start_matches("uid-").to_owned(),
+            ObjectKey::Namespace(name) => name.to_string(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    /// A change in short: `+a`, `-a` or nothing.
+    fn short(change: Option<Change>) -> String {
+        match change {
+            Some(Change::Apply(object)) => format!("+{}", name(&object.key())),
+            Some(Change::Delete(key)) => format!("-{}", name(&key)),
+            Some(other) => format!("{other:?}"),
+            None => String::new(),
+        }
+    }
+
+    fn apply(book: &mut Book, reading: Reading) -> Result<String, Disorder> {
+        book.apply(reading).map(short)
+    }
+
+    fn delete(book: &mut Book, of: &Reading, version: &str) -> String {
+        short(book.delete(of.key.clone(), version))
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn a_list_brings_what_differs() {
+        let mut book = Book::default();
+        let listed = list(&mut book, vec![pod("a", 1, "x"), pod("b", 2, "x")], "5");
+        assert_eq!(listed, (names(&["a", "b"]), names(&[])));
+        // One is the same but for its version, one differs, one is new.
+        let listed = list(&mut book, vec![pod("a", 6, "x"), pod("b", 7, "y"), pod("c", 8, "x")], "9");
+        assert_eq!(listed, (names(&["b", "c"]), names(&[])));
+        assert_eq!(list(&mut book, vec![pod("c", 8, "x")], "10").1.len(), 2);
+        // A cluster restored from a backup goes back in time.
+        assert_eq!(list(&mut book, vec![pod("c", 2, "old")], "3"), (names(&["c"]), names(&[])));
+        assert_eq!(apply(&mut book, pod("d", 4, "x")), Ok("+d".to_owned()));
+    }
+
+    #[test]
+    fn a_list_that_is_not_complete_changes_nothing() {
+        let mut book = Book::default();
+        list(&mut book, vec![pod("a", 1, "x")], "5");
+        let mut half = List::default();
+        book.collect(&mut half, pod("b", 2, "x"));
+        drop(half);
+        assert_eq!(list(&mut book, vec![pod("a", 1, "x")], "6"), (names(&[]), names(&[])));
+    }
+
+    #[test]
+    fn old_news_are_no_news() {
+        let mut book = Book::default();
+        list(&mut book, vec![pod("a", 3, "x")], "5");
+        for (reading, expected) in [
+            (pod("a", 3, "y"), ""),
+            (pod("a", 2, "y"), ""),
+            (pod("a", 6, "x"), ""),
+            (pod("a", 8, "y"), "+a"),
+            (pod("a", 8, "y"), ""),
+            (pod("a", 7, "x"), ""),
+            (pod("b", 9, "x"), "+b"),
+        ] {
+            let text = format!("{reading:?}");
+            assert_eq!(apply(&mut book, reading), Ok(expected.to_owned()), "{text}");
+        }
+        assert_eq!(delete(&mut book, &pod("a", 0, ""), "7"), "");
+        assert_eq!(delete(&mut book, &pod("a", 0, ""), "10"), "-a");
+        assert_eq!(delete(&mut book, &pod("a", 0, ""), "10"), "");
+        // It may be a pod that is gone, or one that nobody has told of: only a list can tell.
+        assert_eq!(apply(&mut book, pod("a", 9, "x")), Err(Disorder));
+        assert_eq!(apply(&mut book, pod("c", 10, "x")), Err(Disorder));
+        assert_eq!(apply(&mut book, pod("a", 11, "x")), Ok("+a".to_owned()));
+    }
+
+    #[test]
+    fn versions_that_are_no_numbers_are_not_compared() {
+        let mut book = Book::default();
+        let strange = |version: &str, app: &str| Reading { version: version.to_owned(), ..pod("a", 0, app) };
+        list(&mut book, vec![strange("x9", "x")], "x9");
+        assert_eq!(apply(&mut book, strange("x8", "y")), Ok("+a".to_owned()));
+        assert_eq!(delete(&mut book, &pod("a", 0, ""), "x1"), "-a");
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_read_any_more_counts_as_it_was() {
+        let mut book = Book::default();
+        list(&mut book, vec![pod("a", 1, "x"), unreadable("b", 2)], "5");
+        assert_eq!(book.new_diagnostics().map(|all| all.len()), Some(1));
+        assert_eq!(apply(&mut book, unreadable("a", 6)), Ok(String::new()));
+        assert_eq!(book.new_diagnostics().map(|all| all.len()), Some(2));
+        assert_eq!(list(&mut book, vec![unreadable("a", 6), unreadable("b", 2)], "7"), (names(&[]), names(&[])));
+        assert!(book.new_diagnostics().is_none());
+        // One that never could be read was nothing, and its end is nothing.
+        assert_eq!(delete(&mut book, &pod("b", 0, ""), "8"), "");
+        assert_eq!(delete(&mut book, &pod("a", 0, ""), "9"), "-a");
+        assert_eq!(book.new_diagnostics().map(|all| all.len()), Some(0));
+    }
+
+    #[test]
+    fn a_namespace_that_cannot_be_read_is_gone() {
+        let namespace = |version, labels: Value| reading(Kind::Namespace, "shop", version, &labels);
+        let mut book = Book::default();
+        assert_eq!(list(&mut book, vec![namespace(1, json!({}))], "1").0, names(&["shop"]));
+        assert_eq!(apply(&mut book, namespace(2, json!({"team": 7}))), Ok("-shop".to_owned()));
+        assert_eq!(apply(&mut book, namespace(3, json!({"team": 8}))), Ok(String::new()));
+        assert_eq!(apply(&mut book, namespace(4, json!({}))), Ok("+shop".to_owned()));
+        assert_eq!(list(&mut book, vec![namespace(5, json!([]))], "5"), (names(&[]), names(&["shop"])));
+    }
+}

@@ -132,7 +132,8 @@ impl Collector<'_> {
     }
 
     fn events(&self, batch: Batch) -> Vec<Event> {
-        let mut events = Vec::new();
+        // Failures first: what has recovered since is told by the update.
+        let mut events: Vec<Event> = batch.failures.into_iter().map(Event::Failed).collect();
         let works = self.failing.is_empty();
         let tells = !batch.changes.is_empty() || batch.has_diagnostics || (batch.has_recovered && works);
         if tells && self.first.is_none() {
@@ -140,7 +141,6 @@ impl Collector<'_> {
             let update = Update::new(batch.changes, diagnostics);
             events.push(if works { Event::Update(update) } else { Event::Partial(update) });
         }
-        events.extend(batch.failures.into_iter().map(Event::Failed));
         events
     }
 }
