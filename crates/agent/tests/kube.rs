@@ -107,10 +107,13 @@ fn the_first_lists_fail() {
     }
 }
 
+/// Breaks what the server does for one resource.
+type Break = fn(&FakeApiServer, &str);
+
 /// Faults of a watch, or of the list after it was lost. Each is met by every kind.
 #[test]
 fn watches_and_lists_fail_later() {
-    let faults: [(&str, fn(&FakeApiServer, &str)); 14] = [
+    let faults: [(&str, Break); 14] = [
         ("the watch is cut", |server, resource| server.cut_watches(resource)),
         ("the watch ends", |server, resource| server.end_watches(resource)),
         ("the watch stalls", |server, resource| server.stall_watches(resource)),
