@@ -9,7 +9,7 @@ mod bench;
 use std::time::Duration;
 
 use ringfence_agent::kube::KubeSource;
-use ringfence_agent::kube::events::Publisher;
+use ringfence_agent::kube::Publisher;
 use ringfence_agent::trouble::{PolicyTrouble, TroubleKind};
 use ringfence_fake_apiserver::{ALWAYS, FakeApiServer, Fault, On, Verb, sample};
 use ringfence_model::{PolicyId, Tier};

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringfence_agent::kube::events::Publisher;
+use ringfence_agent::kube::Publisher;
 use ringfence_agent::kube::{KubeSource, Timing};
 use ringfence_agent::source::{CAPACITY, Event};
 use ringfence_agent::{Agent, Change};

@@ -40,7 +40,7 @@ impl Agent {
             PacketFilter::Iptables(variant) => format!("--backend=iptables,--iptables={variant}"),
         };
         let child = ringfence()
-            .args(["agent", "--node=node", "--health-listen=off", "--metrics-listen=off"])
+            .args(["agent", "--node=node", "--health-listen=off", "--metrics-listen=off", "--run-dir=off"])
             .arg(format!("--source=dir:{}", site.folder().display()))
             .args(backend.split(','))
             .args(options)
