@@ -34,7 +34,7 @@ pub enum Lost {
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
-const TELL: &[&str] = &["create", "patch"];
+const TELL: &[&str] = &["create"];
 
 /// All of it. The role in `deploy/` grants exactly this, which a test holds it to.
 pub const NEEDED: &[Access] = &[
@@ -42,7 +42,6 @@ pub const NEEDED: &[Access] = &[
     Access { group: "", resource: "namespaces", verbs: READ, lost: Lost::Enforcement },
     Access { group: "", resource: "nodes", verbs: READ, lost: Lost::Enforcement },
     Access { group: "networking.k8s.io", resource: "networkpolicies", verbs: READ, lost: Lost::Enforcement },
-    Access { group: "", resource: "events", verbs: TELL, lost: Lost::Events },
     Access { group: "events.k8s.io", resource: "events", verbs: TELL, lost: Lost::Events },
 ];
 
