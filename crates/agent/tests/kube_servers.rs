@@ -40,20 +40,26 @@ impl Told {
             match event {
                 Event::Failed(error) => self.failures.push(error.to_string()),
                 Event::Update(update) | Event::Partial(update) => {
-                    update.changes.into_iter().for_each(|change| match change {
-                        Change::Reset(objects) => {
-                            self.objects = objects.into_iter().map(|object| (object.key(), object)).collect();
-                        }
-                        Change::Apply(object) => {
-                            self.objects.insert(object.key(), object);
-                        }
-                        Change::Delete(key) => {
-                            self.objects.remove(&key);
-                        }
-                        Change::Relist(..) => panic!("{change:?}"),
-                    })
+                    for change in update.changes {
+                        self.apply(change);
+                    }
                 }
             }
+        }
+    }
+
+    fn apply(&mut self, change: Change) {
+        match change {
+            Change::Reset(objects) => {
+                self.objects = objects.into_iter().map(|object| (object.key(), object)).collect();
+            }
+            Change::Apply(object) => {
+                self.objects.insert(object.key(), object);
+            }
+            Change::Delete(key) => {
+                self.objects.remove(&key);
+            }
+            Change::Relist(..) => panic!("{change:?}"),
         }
     }
 
