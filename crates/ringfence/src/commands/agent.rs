@@ -78,7 +78,10 @@ fn run_with<B: Backend<Demand: Numbered>>(
         RunDirectory::Off => (None, None),
         RunDirectory::At(path) => (Some(path.clone()), Some(ControlSocket::open(path)?)),
     };
-    let backend = backend().map_err(AgentError::Backend)?;
+    let backend = backend().map_err(|error| match error.is_not_permitted() {
+        true => AgentError::Run(RunError::NotPermitted(error)),
+        false => AgentError::Backend(error),
+    })?;
     let in_use = packet_filter(&backend);
     let settings = Settings {
         resync: Duration::from_secs(options.resync.into()),

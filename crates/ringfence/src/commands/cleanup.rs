@@ -1,9 +1,8 @@
 use std::error::Error as _;
-use std::io::ErrorKind;
 use std::process::ExitCode;
 
 use ringfence_dataplane::iptables::{IptablesBackend, IptablesOptions};
-use ringfence_dataplane::{ApplyError, Backend as _, NftBackend, NftOptions, clear_all_but};
+use ringfence_dataplane::{Backend as _, NftBackend, NftOptions, clear_all_but};
 
 use crate::args::BackendName;
 use crate::output::{Failure, Messages};
@@ -23,9 +22,7 @@ pub(super) fn run(backend: Option<BackendName>, messages: &Messages) -> Result<E
         }),
     };
     match cleaned {
-        Err(ApplyError::Refused { source, .. }) if source.kind() == ErrorKind::PermissionDenied => {
-            Err(Failure::NotPermitted)
-        }
+        Err(error) if error.is_not_permitted() => Err(Failure::NotPermitted),
         cleaned => Ok(cleaned.map(|()| ExitCode::SUCCESS)?),
     }
 }
