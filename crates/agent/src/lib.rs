@@ -30,7 +30,7 @@ use ipnet::IpNet;
 use ringfence_compile::{Cluster, Compiler, Touched, UnknownPods, UnsupportedTier};
 use ringfence_control::{Counts, Sandbox};
 use ringfence_dataplane::{ApplyError, Backend, Demand, Drift, Outcome, Reconciler};
-use ringfence_model::{Object, ObjectKey, ObjectKind, Pod};
+use ringfence_model::{Object, ObjectKey, Pod};
 
 /// One change of the cluster, as a source reports it.
 #[derive(Clone, Debug)]
@@ -38,8 +38,6 @@ use ringfence_model::{Object, ObjectKey, ObjectKind, Pod};
 pub enum Change {
     /// The complete state; what is not in it is gone.
     Reset(Vec<Object>),
-    /// All objects of one kind; those that are not in it are gone.
-    Relist(ObjectKind, Vec<Object>),
     /// An object is new or has changed.
     Apply(Object),
     /// An object is gone.
@@ -160,12 +158,6 @@ impl<B: Backend> Agent<B> {
                 }
                 self.ready = true;
             }
-            Change::Relist(ObjectKind::Pod, objects) => {
-                self.announced.see_all(&objects);
-                let objects = objects.into_iter().map(|object| self.addressed(object)).collect::<Vec<_>>();
-                self.cluster.relist(ObjectKind::Pod, objects, &mut self.touched)?;
-            }
-            Change::Relist(kind, objects) => self.cluster.relist(kind, objects, &mut self.touched)?,
             Change::Apply(Object::Pod(pod)) => {
                 // Pods do not move and are not renamed, but whatever the source says is taken as it is.
                 let is_same = |known: &Pod| {

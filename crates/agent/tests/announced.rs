@@ -9,7 +9,7 @@ use ringfence_compile::{Cluster, NodeCompiler, Touched};
 use ringfence_control::Sandbox;
 use ringfence_dataplane::fake::FakeBackend;
 use ringfence_k8s::{Source, parse};
-use ringfence_model::{Object, ObjectKey, ObjectKind, Phase, Pod, PodId};
+use ringfence_model::{Object, ObjectKey, Phase, Pod, PodId};
 use ringfence_scenario::{Event, bytes, cluster, events};
 
 const NODE: &str = "node-1";
@@ -116,13 +116,11 @@ fn an_announcement_waits_for_its_pod_and_goes_with_it() {
     assert_eq!(agent.take_forgotten(), ["a"]);
     agent.change(Change::Apply(one)).unwrap();
     assert_eq!(agent.counts(&BTreeSet::new()).sandboxes, 1);
-    for change in [Change::Relist(ObjectKind::Pod, Vec::new()), Change::Reset(Vec::new())] {
-        agent.change(Change::Apply(two.clone())).unwrap();
-        agent.announce(sandbox("b", Some("u2"), &["10.0.0.5"]), 1);
-        agent.change(change).unwrap();
-        assert_eq!(agent.take_forgotten(), ["b"]);
-        assert!(agent.take_forgotten().is_empty());
-    }
+    agent.change(Change::Apply(two)).unwrap();
+    agent.announce(sandbox("b", Some("u2"), &["10.0.0.5"]), 1);
+    agent.change(Change::Reset(Vec::new())).unwrap();
+    assert_eq!(agent.take_forgotten(), ["b"]);
+    assert!(agent.take_forgotten().is_empty());
 }
 
 #[test]
@@ -280,13 +278,6 @@ fn step(u: &mut Unstructured<'_>, agent: &mut Agent<FakeBackend>, model: &mut Mo
             let all = cluster(u)?;
             model.objects = all.iter().map(|object| (object.key(), object.clone())).collect();
             agent.change(Change::Reset(all)).unwrap();
-        }
-        5 => {
-            let pods = cluster(u)?.into_iter().filter(|object| object.key().kind() == ObjectKind::Pod);
-            let pods: Vec<Object> = pods.collect();
-            model.objects.retain(|key, _| key.kind() != ObjectKind::Pod);
-            model.objects.extend(pods.iter().map(|object| (object.key(), object.clone())));
-            agent.change(Change::Relist(ObjectKind::Pod, pods)).unwrap();
         }
         _ => {
             for event in events(u, 3)? {

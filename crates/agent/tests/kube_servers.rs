@@ -11,7 +11,7 @@ use ringfence_agent::kube::{KubeSource, Timing};
 use ringfence_agent::source::{CAPACITY, Event};
 use ringfence_fake_apiserver::{ApiServer, Client, FakeApiServer, RealApiServer, SKIPPED, sample};
 use ringfence_k8s::{Source, parse};
-use ringfence_model::{Object, ObjectKey, ObjectKind, Tier};
+use ringfence_model::{Object, ObjectKey};
 use serde_json::json;
 use tokio::sync::mpsc::{Receiver, channel};
 
@@ -59,7 +59,6 @@ impl Told {
             Change::Delete(key) => {
                 self.objects.remove(&key);
             }
-            Change::Relist(..) => panic!("{change:?}"),
         }
     }
 
@@ -86,25 +85,23 @@ impl Told {
 /// What the server answers, by the reader of manifests.
 fn held(client: &Client) -> BTreeMap<ObjectKey, Object> {
     let kinds = [
-        ("/api/v1/namespaces", "v1", "Namespace", ObjectKind::Namespace),
-        ("/api/v1/nodes", "v1", "Node", ObjectKind::Node),
-        ("/api/v1/pods", "v1", "Pod", ObjectKind::Pod),
-        (
-            "/apis/networking.k8s.io/v1/networkpolicies",
-            "networking.k8s.io/v1",
-            "NetworkPolicy",
-            ObjectKind::Policy(Tier::Namespace),
-        ),
+        ("/api/v1/namespaces", "v1", "Namespace"),
+        ("/api/v1/nodes", "v1", "Node"),
+        ("/api/v1/pods", "v1", "Pod"),
+        ("/apis/networking.k8s.io/v1/networkpolicies", "networking.k8s.io/v1", "NetworkPolicy"),
     ];
     let mut held = BTreeMap::new();
-    for (path, version, name, kind) in kinds {
+    for (path, version, name) in kinds {
         let answer = client.get(path).unwrap();
         for item in answer.json["items"].as_array().into_iter().flatten() {
             let mut item = item.clone();
             item["apiVersion"] = json!(version);
             item["kind"] = json!(name);
             let objects = parse(&[Source { name: "held", text: item.to_string().as_bytes() }]).objects;
-            held.extend(objects.into_iter().map(|object| (object.key(), object)).filter(|(key, _)| key.kind() == kind));
+            // The namespaces of pods and policies are implied; those that exist are asked for themselves.
+            let asked =
+                objects.into_iter().filter(|object| name == "Namespace" || !matches!(object, Object::Namespace(_)));
+            held.extend(asked.map(|object| (object.key(), object)));
         }
     }
     held

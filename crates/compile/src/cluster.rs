@@ -5,9 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use ringfence_model::{
-    Labels, Namespace, Node, Object, ObjectKey, ObjectKind, Phase, Pod, PodId, Policy, PolicyId, Tier,
-};
+use ringfence_model::{Labels, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Policy, PolicyId, Tier};
 
 use crate::guard::disjoint;
 use crate::pod_class::{PodClass, PodClassId, PodClasses};
@@ -159,44 +157,6 @@ impl Cluster {
         *self = next;
         *touched = Touched::everything();
         Ok(())
-    }
-
-    /// Replaces all objects of one kind, as after a new list of that kind. Only what differs counts as touched.
-    ///
-    /// # Errors
-    /// As [`Cluster::apply`]; all objects that could be applied are.
-    pub fn relist(
-        &mut self,
-        kind: ObjectKind,
-        objects: impl IntoIterator<Item = Object>,
-        touched: &mut Touched,
-    ) -> Result<(), UnsupportedTier> {
-        let mut gone = self.keys(kind);
-        let mut refused = None;
-        for object in objects {
-            gone.remove(&object.key());
-            if let Err(error) = self.apply(object, touched) {
-                refused.get_or_insert(error);
-            }
-        }
-        for key in gone {
-            self.delete(&key, touched);
-        }
-        refused.map_or(Ok(()), Err)
-    }
-
-    /// The objects of a kind. Services are not kept.
-    fn keys(&self, kind: ObjectKind) -> BTreeSet<ObjectKey> {
-        match kind {
-            ObjectKind::Namespace => self.namespaces.keys().cloned().map(ObjectKey::Namespace).collect(),
-            ObjectKind::Node => self.nodes.keys().cloned().map(ObjectKey::Node).collect(),
-            ObjectKind::Pod => self.pods.keys().cloned().map(ObjectKey::Pod).collect(),
-            ObjectKind::Policy(tier) => {
-                let all = self.policies.values().flat_map(BTreeMap::keys).filter(|id| id.tier == tier);
-                all.cloned().map(ObjectKey::Policy).collect()
-            }
-            ObjectKind::Service => BTreeSet::new(),
-        }
     }
 
     /// The names of the nodes that exist or that pods run on.

@@ -3,7 +3,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::{Labels, Policy, PolicyId, Protocol, Tier};
+use crate::{Labels, Policy, PolicyId, Protocol};
 
 /// A namespace. `labels` always has `kubernetes.io/metadata.name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -181,34 +181,6 @@ pub enum ObjectKey {
     Policy(PolicyId),
     /// A Service by namespace and name.
     Service(Arc<str>, Arc<str>),
-}
-
-/// What lists of objects are about: a source has all objects of one kind, or none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ObjectKind {
-    /// Namespaces.
-    Namespace,
-    /// Nodes.
-    Node,
-    /// Pods.
-    Pod,
-    /// Policies of one tier.
-    Policy(Tier),
-    /// Services.
-    Service,
-}
-
-impl ObjectKey {
-    /// What it is the identity of.
-    pub fn kind(&self) -> ObjectKind {
-        match self {
-            ObjectKey::Namespace(_) => ObjectKind::Namespace,
-            ObjectKey::Node(_) => ObjectKind::Node,
-            ObjectKey::Pod(_) => ObjectKind::Pod,
-            ObjectKey::Policy(id) => ObjectKind::Policy(id.tier),
-            ObjectKey::Service(..) => ObjectKind::Service,
-        }
-    }
 }
 
 impl Object {

@@ -12,8 +12,8 @@ mod net;
 mod policy;
 
 pub use cluster::{
-    ContainerPort, ExternalTraffic, Namespace, Node, Object, ObjectKey, ObjectKind, Phase, Pod, PodId, Service,
-    ServiceKind, ServicePort, TargetPort,
+    ContainerPort, ExternalTraffic, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Service, ServiceKind,
+    ServicePort, TargetPort,
 };
 pub use flow::{Flow, Transport};
 pub use lab::{ExternalHost, Masquerade, PodNetwork, Topology};

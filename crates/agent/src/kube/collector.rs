@@ -155,7 +155,7 @@ impl First {
                 self.objects.remove(&key);
             }
             // Followers tell of single objects only.
-            Change::Reset(_) | Change::Relist(..) => {}
+            Change::Reset(_) => {}
         }
     }
 }

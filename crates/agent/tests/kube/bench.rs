@@ -12,7 +12,7 @@ use ringfence_compile::{Cluster, NodeCompiler, Program, Touched};
 use ringfence_dataplane::fake::FakeBackend;
 use ringfence_fake_apiserver::{FakeApiServer, sample};
 use ringfence_k8s::{Severity, Source, parse};
-use ringfence_model::{Flow, Object, ObjectKind, Protocol, Tier, Transport};
+use ringfence_model::{Flow, Object, Protocol, Transport};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::mpsc::{Receiver, channel};
@@ -173,19 +173,15 @@ pub(crate) fn follow(server: &FakeApiServer, publisher: Option<Publisher>) -> Re
 
 /// What a server holds, by the reader of manifests.
 pub(crate) fn truth(server: &FakeApiServer) -> Vec<Object> {
-    let kinds = [
-        ("namespaces", ObjectKind::Namespace),
-        ("nodes", ObjectKind::Node),
-        ("pods", ObjectKind::Pod),
-        ("networkpolicies", ObjectKind::Policy(Tier::Namespace)),
-    ];
     let mut objects = Vec::new();
-    for (resource, kind) in kinds {
+    for resource in ["namespaces", "nodes", "pods", "networkpolicies"] {
         for object in server.objects(resource) {
             let text = object.to_string();
             let manifests = parse(&[Source { name: "truth", text: text.as_bytes() }]);
             if manifests.diagnostics.iter().all(|diagnostic| diagnostic.severity != Severity::Fatal) {
-                objects.extend(manifests.objects.into_iter().filter(|object| object.key().kind() == kind));
+                // The namespaces of pods and policies are implied; those that exist are asked for themselves.
+                let implied = |object: &Object| resource != "namespaces" && matches!(object, Object::Namespace(_));
+                objects.extend(manifests.objects.into_iter().filter(|object| !implied(object)));
             }
         }
     }
