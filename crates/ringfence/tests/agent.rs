@@ -1,5 +1,11 @@
 //! The agent as a process: the real binary against the real kernel, each test in a network namespace of its own.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails, and says what it measured"
+)]
 
 #[path = "../../dataplane/tests/kernel/namespace.rs"]
 mod namespace;

@@ -1,7 +1,7 @@
 //! An API server as the source: lists and watches Pods, Namespaces, Nodes and NetworkPolicies.
 //!
 //! `server` is HTTP, `follower` the life of one kind, `book` what is known of it, `collector` puts the kinds together to what
-//! the loop hears, `failure` says what can go wrong. [`events`] is the way back: troubles of policies as Kubernetes Events.
+//! the loop hears, `failure` says what can go wrong. `events` is the way back: troubles of policies as Kubernetes Events.
 
 mod book;
 mod collector;
