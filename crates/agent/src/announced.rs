@@ -4,7 +4,8 @@
 //! pod's status goes on telling the addresses of the old one for a while. So a pod of this node that has sandboxes has their
 //! addresses, and only theirs. What comes out follows from the pods and the sandboxes there are, in whatever order they came.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ringfence_control::Sandbox;
@@ -23,6 +24,8 @@ pub(crate) struct Announced {
     sandboxes: BTreeMap<PodName, BTreeMap<String, Announcement>>,
     /// Whose sandbox an id is.
     names: BTreeMap<String, PodName>,
+    /// For each address the sandboxes that have it, by the time of their announcement and their id; the last one's pod has it.
+    claims: BTreeMap<IpAddr, BTreeSet<(i64, String)>>,
     /// Sandboxes whose pod is gone.
     forgotten: Vec<String>,
 }
@@ -41,6 +44,7 @@ impl Announced {
             pods: BTreeMap::new(),
             sandboxes: BTreeMap::new(),
             names: BTreeMap::new(),
+            claims: BTreeMap::new(),
             forgotten: Vec::new(),
         }
     }
@@ -55,23 +59,53 @@ impl Announced {
         let mut changed = self.remove(&sandbox.id);
         let name: PodName = (sandbox.namespace.as_str().into(), sandbox.name.as_str().into());
         self.names.insert(sandbox.id.clone(), name.clone());
+        for address in &sandbox.addresses {
+            self.claims.entry(*address).or_default().insert((since, sandbox.id.clone()));
+        }
+        let addresses = sandbox.addresses.clone();
         let announcement = Announcement { sandbox, since };
         self.sandboxes.entry(name.clone()).or_default().insert(announcement.sandbox.id.clone(), announcement);
         // A pod that is in there twice is right the second time.
         changed.extend(self.called(&name));
+        changed.extend(self.claimants(&addresses));
         changed
     }
 
     /// Removes a sandbox, if it is there. Returns the pods that may have other addresses now, with those.
     pub(crate) fn remove(&mut self, id: &str) -> Vec<Pod> {
         let Some(name) = self.names.remove(id) else { return Vec::new() };
-        if let Some(sandboxes) = self.sandboxes.get_mut(&name) {
-            sandboxes.remove(id);
-            if sandboxes.is_empty() {
-                self.sandboxes.remove(&name);
-            }
+        let Some(sandboxes) = self.sandboxes.get_mut(&name) else { return Vec::new() };
+        let removed = sandboxes.remove(id);
+        if sandboxes.is_empty() {
+            self.sandboxes.remove(&name);
         }
-        self.called(&name)
+        let mut changed = Vec::new();
+        if let Some(Announcement { sandbox, since }) = removed {
+            for address in &sandbox.addresses {
+                if let Some(claims) = self.claims.get_mut(address) {
+                    claims.remove(&(since, sandbox.id.clone()));
+                    if claims.is_empty() {
+                        self.claims.remove(address);
+                    }
+                }
+            }
+            changed = self.called(&name);
+            changed.extend(self.claimants(&sandbox.addresses));
+        }
+        changed
+    }
+
+    /// The pods that have sandboxes with these addresses, with the addresses they have.
+    fn claimants(&self, addresses: &[IpAddr]) -> Vec<Pod> {
+        let claims = addresses.iter().filter_map(|address| self.claims.get(address)).flatten();
+        claims.filter_map(|(_, id)| self.names.get(id)).flat_map(|name| self.called(name)).collect()
+    }
+
+    /// Whether no sandbox was announced with the address after this one. The runtime gives an address again when it is free,
+    /// whether or not it has told that the sandbox before is gone.
+    fn still_has(&self, announcement: &Announcement, address: IpAddr) -> bool {
+        let last = self.claims.get(&address).and_then(BTreeSet::last);
+        last.is_some_and(|(_, id)| *id == announcement.sandbox.id)
     }
 
     /// The source tells of a pod. Returns it, and others of its name, with the addresses they have.
@@ -84,18 +118,20 @@ impl Announced {
         self.called(&name)
     }
 
-    /// The source has this pod no more. Returns the others of its name, with the addresses they have.
+    /// The source has this pod no more. Returns the pods that may have other addresses now, with those.
     pub(crate) fn lose(&mut self, pod: &Pod) -> Vec<Pod> {
         let name = name_of(pod);
+        let mut changed = Vec::new();
         if let Some(pods) = self.pods.get_mut(&name)
             && let Some(lost) = pods.remove(&pod.id)
         {
             if pods.is_empty() {
                 self.pods.remove(&name);
             }
-            self.forget(&name, &lost);
+            changed = self.forget(&name, &lost);
         }
-        self.called(&name)
+        changed.extend(self.called(&name));
+        changed
     }
 
     /// The source tells of all pods at once; of these objects, those that are no pods are passed over.
@@ -111,7 +147,8 @@ impl Announced {
         for (name, pods) in before {
             for (id, lost) in pods {
                 if !self.pods.get(&name).is_some_and(|pods| pods.contains_key(&id)) {
-                    self.forget(&name, &lost);
+                    // The caller gives all pods their addresses.
+                    let _ = self.forget(&name, &lost);
                 }
             }
         }
@@ -126,9 +163,11 @@ impl Announced {
         let Some(since) = its.iter().map(|announcement| announcement.since).max() else { return pod };
         pod.created = pod.created.max(since);
         pod.addresses.clear();
-        for address in its.iter().flat_map(|announcement| &announcement.sandbox.addresses) {
-            if !pod.addresses.contains(address) {
-                pod.addresses.push(*address);
+        for announcement in its {
+            for address in &announcement.sandbox.addresses {
+                if !pod.addresses.contains(address) && self.still_has(announcement, *address) {
+                    pod.addresses.push(*address);
+                }
             }
         }
         pod
@@ -155,18 +194,20 @@ impl Announced {
     }
 
     /// A pod is gone, and with it the sandboxes that name its uid. Those that name none may be the next pod's already; they
-    /// stay until they are removed.
-    fn forget(&mut self, name: &PodName, lost: &Pod) {
-        let Some(sandboxes) = self.sandboxes.get(name) else { return };
+    /// stay until they are removed. Returns the pods that may have other addresses now, with those.
+    fn forget(&mut self, name: &PodName, lost: &Pod) -> Vec<Pod> {
+        let Some(sandboxes) = self.sandboxes.get(name) else { return Vec::new() };
         let others = self.pods.get(name);
         let is_other = |sandbox: &Sandbox| others.is_some_and(|pods| pods.values().any(|pod| is_of(sandbox, pod)));
         let gone = sandboxes.values().map(|announcement| &announcement.sandbox);
         let gone = gone.filter(|sandbox| sandbox.uid.is_some() && is_of(sandbox, lost) && !is_other(sandbox));
         let gone: Vec<String> = gone.map(|sandbox| sandbox.id.clone()).collect();
+        let mut changed = Vec::new();
         for id in gone {
-            self.remove(&id);
+            changed.extend(self.remove(&id));
             self.forgotten.push(id);
         }
+        changed
     }
 
     /// The pods of a name, with the addresses they have.

@@ -158,7 +158,7 @@ impl Directory {
             Some(last) => difference(&last.objects, &objects),
         };
         self.last = Some(State { texts, objects, diagnostics: diagnostics.clone() });
-        Ok(Some(Update { received, changes, diagnostics }))
+        Ok(Some(Update { received, changes, diagnostics: Some(diagnostics) }))
     }
 
     fn knows(&self, texts: &Texts) -> bool {

@@ -39,7 +39,10 @@ impl Status {
         };
         match (pages, path) {
             (Pages::Health, "/livez") => answer(self.is_live(), "the loop is stuck"),
-            (Pages::Health, "/readyz") => answer(self.is_ready(), "nothing has been enforced yet"),
+            (Pages::Health, "/readyz") => answer(
+                self.is_ready(),
+                "nothing has been written since the start; what an earlier run left is in force",
+            ),
             (Pages::Metrics, "/metrics") => {
                 let mut text = String::new();
                 match encode(&mut text, self.registry()) {

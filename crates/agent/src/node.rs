@@ -51,7 +51,8 @@ pub(crate) struct Node<'a, B: Backend> {
     troubles: Troubles,
     /// What was said last, in order not to repeat it.
     failure: Option<String>,
-    source_failure: Option<String>,
+    /// What of the source cannot be read, and why.
+    source_failures: BTreeMap<String, String>,
     diagnostics: BTreeSet<String>,
     remarks: Vec<Remark>,
     guarded: Option<Vec<IpNet>>,
@@ -81,7 +82,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             waiting: Waiting::default(),
             troubles: Troubles::new(inputs.troubles.clone()),
             failure: None,
-            source_failure: None,
+            source_failures: BTreeMap::new(),
             diagnostics: BTreeSet::new(),
             remarks: Vec::new(),
             guarded: None,
@@ -105,11 +106,12 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
     pub(crate) fn take(&mut self, event: Event) {
         match event {
             Event::Update(update) => {
-                if self.source_failure.take().is_some() {
+                if !self.source_failures.is_empty() {
+                    self.source_failures.clear();
                     info!("the source can be read again");
-                    self.status.source_fails(false);
                     self.status.conditions(Topic::Source, []);
                 }
+                self.status.source_fails(false);
                 self.update(update);
             }
             Event::Partial(update) => self.update(update),
@@ -117,11 +119,11 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
                 self.status.source_errors.inc();
                 self.status.source_fails(true);
                 let text = on_one_line(&error.to_string());
-                self.status.conditions(Topic::Source, [text.clone()]);
-                if self.source_failure.as_ref() != Some(&text) {
-                    error!("the source cannot be read, and what is in force stays: {text}");
-                    self.source_failure = Some(text);
+                let part = error.part().to_owned();
+                if self.source_failures.insert(part, text.clone()).as_ref() != Some(&text) {
+                    error!("{text}; what was read last stays in force");
                 }
+                self.status.conditions(Topic::Source, self.source_failures.values().cloned());
             }
         }
     }
@@ -139,8 +141,10 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         if reset && !self.agent.knows_its_node() {
             warn!("no Node is called {0}, and no pod is on {0}: there is nothing to enforce", self.agent.node());
         }
-        self.say_diagnostics(&update.diagnostics);
-        self.trouble(TroubleKind::Invalid, invalid_policies(&update.diagnostics));
+        if let Some(diagnostics) = &update.diagnostics {
+            self.say_diagnostics(diagnostics);
+            self.trouble(TroubleKind::Invalid, invalid_policies(diagnostics));
+        }
         for id in self.agent.take_forgotten() {
             self.remove_announcement(&id);
         }
@@ -245,7 +249,11 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             self.agent.covers(sandbox).map_err(|reason| match (&reason, &self.failure) {
                 (NotCovered::NotInForce, Some(failure)) => format!("{reason}: {failure}"),
                 _ => reason.to_string(),
-            })
+            })?;
+            match self.rung {
+                true => Err("others may have changed the packet filter, which is still to be looked at".to_owned()),
+                false => Ok(()),
+            }
         });
         self.troubles.tell();
         Ok(())
@@ -303,6 +311,8 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         match result {
             Ok(None) => {}
             Ok(Some(drift)) => {
+                // The backend may have been deaf while it wrote.
+                self.rung = true;
                 self.status.drift_repairs.inc();
                 self.status.happened(Topic::Drift, &drift.to_string());
                 match self.pace.mended(Instant::now()) {

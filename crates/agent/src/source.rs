@@ -30,14 +30,24 @@ pub struct Update {
     pub received: Instant,
     /// What differs. It belongs together: the state in between existed nowhere, and must not be enforced.
     pub changes: Vec<Change>,
-    /// All there is to say about the new state, repetitions included.
-    pub diagnostics: Vec<Diagnostic>,
+    /// All there is to say about the new state, repetitions included. Nothing when that is what it was before.
+    pub diagnostics: Option<Vec<Diagnostic>>,
 }
 
 impl Update {
     /// An update that is received now.
     pub fn new(changes: Vec<Change>, diagnostics: Vec<Diagnostic>) -> Update {
-        Update { received: Instant::now(), changes, diagnostics }
+        Update { received: Instant::now(), changes, diagnostics: Some(diagnostics) }
+    }
+}
+
+impl SourceError {
+    /// What of the source cannot be read: a kind of objects, or all of it. Parts fail and recover on their own.
+    pub(crate) fn part(&self) -> &str {
+        match self {
+            SourceError::Server { doing, .. } => doing.rsplit(' ').next().unwrap_or_default(),
+            _ => "",
+        }
     }
 }
 

@@ -75,6 +75,7 @@ pub struct Status {
     programming_duration: Histogram,
     pub(crate) apply_errors: Counter,
     pub(crate) in_sync: Gauge,
+    source_up: Gauge,
     pub(crate) generation: Number,
     pub(crate) drift_repairs: Counter,
     pub(crate) source_errors: Counter,
@@ -129,6 +130,7 @@ impl Status {
             programming_duration: histogram(),
             apply_errors: Counter::default(),
             in_sync: Gauge::default(),
+            source_up: Gauge::default(),
             generation: Gauge::default(),
             drift_repairs: Counter::default(),
             source_errors: Counter::default(),
@@ -156,10 +158,19 @@ impl Status {
         let duration = self.programming_duration.clone();
         registry.register_with_unit("policy_programming_duration", help, Unit::Seconds, duration);
         registry.register("apply_errors", "Attempts to write or repair that failed", self.apply_errors.clone());
-        registry.register("in_sync", "Whether the last attempt to write or repair succeeded", self.in_sync.clone());
+        registry.register(
+            "in_sync",
+            "Whether the last attempt to write or repair succeeded: what is known is enforced",
+            self.in_sync.clone(),
+        );
         registry.register("program_generation", "Number of the program in force", self.generation.clone());
         registry.register("drift_repairs", "Times that others' changes were mended", self.drift_repairs.clone());
-        registry.register("source_errors", "Attempts to read the state that failed", self.source_errors.clone());
+        registry.register("source_up", "Whether all of the state could be read last time", self.source_up.clone());
+        registry.register(
+            "source_errors",
+            "Failures to read the state, those that repeat the one before not counted",
+            self.source_errors.clone(),
+        );
         let help = "Policies that are not enforced as they stand, and allow nothing, by reason";
         registry.register("policy_errors", help, self.policy_errors.clone());
         let help = "Sets of pods that pass the same gates of this node, by direction; nftables only";
@@ -224,6 +235,7 @@ impl Status {
 
     /// Whether the source cannot be read now.
     pub(crate) fn source_fails(&self, fails: bool) {
+        self.source_up.set(i64::from(!fails));
         self.told().source_fails = fails;
     }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use arbitrary::Unstructured;
 use ringfence_agent::{Agent, Change, NotCovered};
@@ -180,6 +181,26 @@ fn covered_is_what_is_in_force() {
     assert_eq!(agent.covers(&a), Ok(()));
 }
 
+/// The runtime gives an address again though it has not told that the sandbox before is gone, which gets another one later.
+#[test]
+fn an_old_sandbox_does_not_take_the_address_of_a_new_pod() {
+    let two = pod("uid: u2", "", &[]).replace("name: web", "name: db");
+    let all = objects(&format!("{}---\n{two}{POLICY}", pod("uid: u1", "", &[])));
+    let mut agent = Agent::new(NODE.into(), FakeBackend::default());
+    agent.change(Change::Reset(all)).unwrap();
+    let of_db = |id: &str, addresses: &[&str]| Sandbox { name: "db".to_owned(), ..sandbox(id, Some("u2"), addresses) };
+    agent.announce(sandbox("a1", Some("u1"), &["10.0.0.7"]), 1);
+    agent.announce(of_db("b1", &["10.0.0.7"]), 2);
+    agent.announce(sandbox("a2", Some("u1"), &["10.0.0.8"]), 3);
+    agent.sync().unwrap();
+    assert_eq!(agent.covers(&of_db("b1", &["10.0.0.7"])), Ok(()));
+    assert_eq!(agent.covers(&sandbox("a2", Some("u1"), &["10.0.0.8"])), Ok(()));
+    assert!(matches!(agent.covers(&sandbox("a1", Some("u1"), &["10.0.0.7"])), Err(NotCovered::AnotherAddress(_))));
+    agent.withdraw("b1");
+    agent.sync().unwrap();
+    assert_eq!(agent.covers(&sandbox("a1", Some("u1"), &["10.0.0.7"])), Ok(()));
+}
+
 /// Namespace, name and uid of pods.
 type Lives = BTreeSet<(String, String, String)>;
 
@@ -208,6 +229,12 @@ impl Model {
         pods.max_by_key(|pod| (pod.created, pod.id.clone())).map(|pod| pod.id.clone())
     }
 
+    /// The sandbox that was announced last with an address.
+    fn last_with(&self, address: IpAddr) -> Option<&String> {
+        let with = self.sandboxes.values().filter(|(sandbox, _)| sandbox.addresses.contains(&address));
+        with.max_by_key(|(sandbox, since)| (*since, &sandbox.id)).map(|(sandbox, _)| &sandbox.id)
+    }
+
     fn state(&self) -> Cluster {
         let mut state = Cluster::new();
         for object in self.objects.values() {
@@ -216,7 +243,11 @@ impl Model {
                 let its = |(sandbox, _): &&(Sandbox, i64)| self.pod_of(sandbox).as_ref() == Some(&pod.id);
                 let its: Vec<&(Sandbox, i64)> = self.sandboxes.values().filter(its).collect();
                 if !its.is_empty() {
-                    pod.addresses = its.iter().flat_map(|(sandbox, _)| sandbox.addresses.clone()).collect();
+                    let addresses_of = |(sandbox, _): &&(Sandbox, i64)| {
+                        let has = |address: &IpAddr| self.last_with(*address) == Some(&sandbox.id);
+                        sandbox.addresses.iter().copied().filter(has).collect::<Vec<_>>()
+                    };
+                    pod.addresses = its.iter().flat_map(addresses_of).collect();
                     pod.created = its.iter().map(|(_, since)| *since).fold(pod.created, i64::max);
                 }
             }

@@ -308,14 +308,15 @@ fn a_list_has_pages() {
         .iter()
         .map(|request| (request.query.contains_key("limit"), request.query.contains_key("continue")))
         .collect();
-    assert_eq!(limits, [(true, false), (true, true), (false, false)]);
+    // A watch that is silent for long enough is followed by another list.
+    assert_eq!(limits[..3], [(true, false), (true, true), (false, false)]);
     // By pages again.
     bench.server.fail_watches("pods", 410);
     bench.change(|server| {
         server.delete("pods", "shop", "p7");
     });
     bench.catch_up();
-    bench.wait_for("the list is complete", |bench| bench.server.requests_of(Verb::List, "pods").len() == 6);
+    bench.wait_for("the list is complete", |bench| bench.server.requests_of(Verb::List, "pods").len() >= 6);
 }
 
 /// Objects that cannot be read. What was read of them before counts, if that is safer.

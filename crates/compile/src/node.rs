@@ -70,6 +70,9 @@ impl NodeCompiler {
             self.ingress.place(cluster, *address);
             self.egress.place(cluster, *address);
         }
+        for side in [&mut self.ingress, &mut self.egress] {
+            side.forget_gone(cluster);
+        }
         self.generation += 1;
         let node = cluster.node(&self.node);
         Program {
@@ -198,6 +201,13 @@ impl SideCompiler {
                     self.place(cluster, address);
                 }
             }
+        }
+    }
+
+    /// Drops what it knows of classes that are gone, once they are as many as those that are there.
+    fn forget_gone(&mut self, cluster: &Cluster) {
+        if self.passes.len() > 2 * cluster.classes().len() {
+            self.passes.retain(|id, _| cluster.classes().get(*id).is_some());
         }
     }
 

@@ -117,6 +117,10 @@ impl PodClasses {
         self.classes.get(&id)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.classes.len()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PodClassId, &PodClass)> {
         self.classes.iter().map(|(id, class)| (*id, class))
     }

@@ -28,7 +28,7 @@ pub(crate) struct PodSpec {
 }
 
 /// What the kubelet writes on the API server's picture of a static pod: the uid it knows the pod by.
-const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+pub(crate) const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// How ids begin of pods without a uid. No uid has a colon.
 const FILE_ID: &str = "file:";
 

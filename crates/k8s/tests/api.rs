@@ -361,3 +361,15 @@ fn strings_are_shared() {
     };
     assert_eq!(parts(&pods[0]), parts(&pods[1]));
 }
+
+/// The kubelet knows a static pod by another uid than the API server; the mirror of it tells.
+#[test]
+fn a_static_pod_tells_its_other_uid() {
+    let pod = json!({
+        "metadata": {"namespace": "kube-system", "name": "proxy-node-1", "uid": "u1", "resourceVersion": "3",
+            "annotations": {"kubernetes.io/config.mirror": "5f4f4d9c", "other": "x"}},
+        "spec": {"nodeName": "node-1"}, "status": {"phase": "Pending"},
+    });
+    let Some(Object::Pod(read)) = read(Kind::Pod, &pod).object else { panic!("no pod") };
+    assert_eq!(read.static_uid.as_deref(), Some("5f4f4d9c"));
+}

@@ -251,7 +251,8 @@ pub(crate) struct AgentOptions {
     /// What becomes of the policies when the agent is told to terminate.
     #[arg(long, value_enum, default_value_t = OnExitName::Keep)]
     pub(crate) on_exit: OnExitName,
-    /// How often to look for changes that others have made to ringfence's rules (backend iptables), and to mend them.
+    /// How often to look for changes that others have made to ringfence's rules, and to mend them. With nftables they are
+    /// heard of at once, and this is for what was not heard.
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86400))]
     pub(crate) resync: u32,
     /// How log lines look.

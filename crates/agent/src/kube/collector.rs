@@ -8,6 +8,7 @@ use futures::stream::{SelectAll, unfold};
 use ringfence_k8s::api::Kind;
 use ringfence_model::{Object, ObjectKey};
 use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::time::Instant;
 
 use super::book::Diagnostics;
 use super::follower::News;
@@ -39,6 +40,8 @@ struct First {
 struct Batch {
     changes: Vec<Change>,
     has_diagnostics: bool,
+    /// It holds the first state.
+    is_first: bool,
     has_recovered: bool,
     failures: Vec<SourceError>,
 }
@@ -128,6 +131,7 @@ impl Collector<'_> {
             && let Some(first) = self.first.take()
         {
             batch.changes.push(Change::Reset(first.objects.into_values().collect()));
+            batch.is_first = true;
         }
     }
 
@@ -137,8 +141,9 @@ impl Collector<'_> {
         let works = self.failing.is_empty();
         let tells = !batch.changes.is_empty() || batch.has_diagnostics || (batch.has_recovered && works);
         if tells && self.first.is_none() {
-            let diagnostics = self.diagnostics.values().flat_map(BTreeMap::values).flatten().cloned().collect();
-            let update = Update::new(batch.changes, diagnostics);
+            let diagnostics = || self.diagnostics.values().flat_map(BTreeMap::values).flatten().cloned().collect();
+            let diagnostics = (batch.has_diagnostics || batch.is_first).then(diagnostics);
+            let update = Update { received: Instant::now(), changes: batch.changes, diagnostics };
             events.push(if works { Event::Update(update) } else { Event::Partial(update) });
         }
         events

@@ -3,7 +3,6 @@
 //! All nodes find the same fault in a policy. The name of an Event follows from what it says, so the first node writes it and
 //! the others learn that it is there.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use kube::api::{PartialObjectMeta, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc::Receiver;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::failure::causes;
@@ -24,8 +23,6 @@ use crate::trouble::{PolicyTrouble, TroubleKind};
 
 /// Who reports, for all Events of ringfence.
 const CONTROLLER: &str = "ringfence.io/agent";
-/// The server forgets Events after an hour. The same trouble is told again after that, not before.
-const REPEAT: Duration = Duration::from_secs(3600);
 /// Between two Events: a node full of invalid policies is no load for the server.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a request may take.
@@ -50,20 +47,11 @@ impl Publisher {
 
     /// Publishes until there is nothing more to come. What cannot be published is logged and forgotten: nothing depends on it.
     pub(super) async fn publish(mut self, client: Client) {
-        let mut told: HashMap<String, Instant> = HashMap::new();
         let mut last_error = None;
         while let Some(trouble) = self.troubles.recv().await {
-            told.retain(|_, when| when.elapsed() < REPEAT);
-            let key = format!("{} {:?} {}", trouble.policy, trouble.kind, trouble.message);
-            if told.contains_key(&key) {
-                continue;
-            }
             let result = timeout(PATIENCE, create(&client, &self.node, &trouble)).await;
             match result.unwrap_or_else(|_| Err(format!("no answer for {} s", PATIENCE.as_secs()))) {
-                Ok(()) => {
-                    told.insert(key, Instant::now());
-                    last_error = None;
-                }
+                Ok(()) => last_error = None,
                 Err(error) if last_error.as_ref() == Some(&error) => {}
                 Err(error) => {
                     warn!("cannot write an Event for policy {}: {error}", trouble.policy);

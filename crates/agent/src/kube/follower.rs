@@ -1,7 +1,8 @@
 //! Follows the objects of one kind: list, watch from there on, and what to do when either fails.
 //!
 //! Until a new list is complete, all that was known counts. A watch that ends or breaks is resumed where it was; only when the
-//! server has forgotten that place (410), or has sent what cannot be, is everything listed again.
+//! server has forgotten that place (410), has been silent for too long, or has sent what cannot be, is everything listed
+//! again.
 
 use std::time::Duration;
 
@@ -44,8 +45,9 @@ enum Ended {
     Used,
     /// The server closed it at once.
     Unused,
-    /// It was given up, because nothing came for so long. That is no failure: a server may have nothing to say about a kind
-    /// that never changes. Resuming it tells whether it is still there.
+    /// It was given up, because nothing came for so long, not even a bookmark. That is no failure: a server may have nothing to
+    /// say about a kind that never changes. But a server that was restored from a backup is as silent about all it does
+    /// until it comes to the version that is asked for. Only a list tells.
     Silent(Duration),
 }
 
@@ -90,7 +92,8 @@ impl Follower {
                     self.failed("watch", failure).await?;
                 }
                 Ok(Ended::Silent(silence)) => {
-                    debug!("no word about {} for {} s: asked again", self.server.kind.resource(), silence.as_secs());
+                    debug!("no word about {} for {} s: listed again", self.server.kind.resource(), silence.as_secs());
+                    return Ok(());
                 }
                 Err(failure) => {
                     let again = failure.needs_list();
@@ -215,7 +218,7 @@ impl Follower {
             }
             "DELETED" => {
                 let (key, version) = self.reader.key(kind, json).map_err(Failure::Unreadable)?;
-                let change = self.book.delete(key, &version);
+                let change = self.book.delete(key, &version).map_err(|_| Failure::Disorder)?;
                 self.passed(version);
                 Ok(change)
             }

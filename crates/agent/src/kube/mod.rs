@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use ringfence_k8s::api::{Kind, Reader};
 use tokio::sync::mpsc::{Sender, channel};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::backoff::Backoff;
 use crate::source::{Event, SourceError};
@@ -138,18 +138,18 @@ impl KubeSource {
     async fn client(&self, server: &Arc<str>, events: &Sender<Event>) -> Option<kube::Client> {
         let mut backoff = Backoff::new(self.timing.first_pause, self.timing.longest_pause);
         loop {
-            match kube::Client::try_from(self.config.clone()) {
-                Ok(client) => return Some(client),
-                Err(error) => {
-                    let failed = SourceError::Server {
-                        server: server.clone(),
-                        doing: "use the credentials".to_owned(),
-                        why: failure::causes(&error),
-                    };
-                    events.send(Event::Failed(failed)).await.ok()?;
-                    sleep(backoff.pause(fastrand::f64())).await;
-                }
-            }
+            // Runs credential plugins, which may hang.
+            let config = self.config.clone();
+            let making = tokio::task::spawn_blocking(|| kube::Client::try_from(config));
+            let why = match timeout(self.timing.answer, making).await {
+                Ok(Ok(Ok(client))) => return Some(client),
+                Ok(Ok(Err(error))) => failure::causes(&error),
+                Ok(Err(panic)) => panic.to_string(),
+                Err(_) => format!("no result within {} s", self.timing.answer.as_secs()),
+            };
+            let failed = SourceError::Server { server: server.clone(), doing: "use the credentials".to_owned(), why };
+            events.send(Event::Failed(failed)).await.ok()?;
+            sleep(backoff.pause(fastrand::f64())).await;
         }
     }
 }

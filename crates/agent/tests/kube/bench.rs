@@ -106,7 +106,9 @@ impl Bench {
             Event::Failed(error) => self.failures.push(error.to_string()),
             Event::Update(update) | Event::Partial(update) => {
                 self.updates += 1;
-                self.diagnostics = update.diagnostics.iter().map(ToString::to_string).collect();
+                if let Some(diagnostics) = &update.diagnostics {
+                    self.diagnostics = diagnostics.iter().map(ToString::to_string).collect();
+                }
                 for change in update.changes {
                     self.resets += usize::from(matches!(change, Change::Reset(_)));
                     self.agent.change(change).unwrap();

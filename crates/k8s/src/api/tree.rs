@@ -6,6 +6,7 @@ use serde::de::{Deserialize as _, DeserializeSeed, Deserializer, IgnoredAny, Map
 
 use super::Kind;
 use crate::dom::{Entry, Node, Position, Value};
+use crate::pod::MIRROR_ANNOTATION;
 use crate::scalar::ScalarType;
 
 /// How deep collections may nest. What is deeper becomes a value that every reader refuses.
@@ -33,6 +34,8 @@ const METADATA: Shape = Fields(&[
     ("resourceVersion", Whole),
     ("creationTimestamp", Whole),
     ("labels", Whole),
+    // Tells a static pod's other uid.
+    ("annotations", Fields(&[(MIRROR_ANNOTATION, Whole)])),
 ]);
 
 const CONTAINERS: Shape = Each(&Fields(&[

@@ -15,6 +15,9 @@ use ringfence_agent::status::{About, Status};
 use ringfence_agent::succession::Succession;
 use ringfence_dataplane::{ApplyError, Backend, IptablesBackend, NftBackend, PacketFilter, clear_all_but};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::args::{AgentOptions, BackendName, Listen, LogFormat, OnExitName, RunDirectory, SourceName};
 use crate::output::Failure;
@@ -169,8 +172,10 @@ fn clear_others(in_use: PacketFilter) -> Result<(), ApplyError> {
 
 fn log_to_standard_error(format: LogFormat) {
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false);
+    // Libraries log each attempt that fails, without saying what it was about. The source does, once.
+    let ours = filter_fn(|metadata| metadata.target().starts_with("ringfence"));
     match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.finish().with(ours).init(),
+        LogFormat::Json => log.json().flatten_event(true).finish().with(ours).init(),
     }
 }

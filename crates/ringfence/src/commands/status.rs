@@ -51,7 +51,7 @@ fn is_good(report: &StatusReport) -> bool {
 fn text(report: &StatusReport) -> String {
     let StatusReport { counts, .. } = report;
     let state = match (report.ready, report.in_sync) {
-        (false, _) => "not ready: nothing has been enforced since the start",
+        (false, _) => "not ready: nothing has been written since the start; what an earlier run left is in force",
         (true, true) => "in sync",
         (true, false) => "not in sync",
     };
