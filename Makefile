@@ -68,6 +68,7 @@ test-packets: setup
 	$(CARGO) test --release --locked -p ringfence-lab --test churn -- --nocapture
 
 bench: setup
+	$(CARGO) build --release --locked --bin ringfence
 	$(CARGO) run --release --locked -p ringfence-bench
 
 lint:

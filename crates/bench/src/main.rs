@@ -2,10 +2,12 @@
 //!
 //! Absolute times depend on the machine and on what else it does; the ratios are what counts.
 
+mod agent;
 mod cluster;
 mod filter;
 mod growth;
 mod latency;
+mod process;
 mod programming;
 mod report;
 mod scale;
@@ -22,6 +24,8 @@ enum Part {
     Programming,
     /// Writing single changes of a large cluster with each packet filter.
     Scale,
+    /// The agent as a process: start, memory, processor time, and how long changes in the API server take.
+    Agent,
     /// First packets, with many allowed peers.
     Latency,
     /// First and established packets through each packet filter, with many policies and namespaces.
@@ -33,7 +37,7 @@ enum Part {
 #[derive(Debug, Parser)]
 struct Args {
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_values = ["programming", "scale", "latency", "growth"])]
+    #[arg(long, value_delimiter = ',', default_values = ["programming", "scale", "agent", "latency", "growth"])]
     parts: Vec<Part>,
     /// Sizes: allowed peers of the probed pod.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000, 100_000])]
@@ -46,6 +50,8 @@ struct Args {
     flows: usize,
     #[command(flatten)]
     scale: scale::Scale,
+    #[command(flatten)]
+    agent: agent::Size,
     /// Sizes for growth: policies of the probed pod, in the only namespace.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1_000])]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=50_000))]
@@ -75,13 +81,19 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     ringfence_lab::enter(isolation)?;
     let mut report = report::Report::default();
     let asked = |part: Part| args.parts.contains(&part);
-    let filters =
-        if asked(Part::Scale) || asked(Part::Growth) { filter::Filter::available(&mut report)? } else { Vec::new() };
+    let filters = if asked(Part::Scale) || asked(Part::Growth) || asked(Part::Agent) {
+        filter::Filter::available(&mut report)?
+    } else {
+        Vec::new()
+    };
     if asked(Part::Programming) {
         programming::measure(&args.entries, &mut report)?;
     }
     if asked(Part::Scale) {
         scale::measure(args.scale, &filters, &mut report)?;
+    }
+    if asked(Part::Agent) {
+        agent::measure(args.agent, &filters, &mut report)?;
     }
     let packets = asked(Part::Latency) || asked(Part::Growth);
     if packets && filter::has_nft(&mut report, "all packets") {

@@ -3,6 +3,7 @@
 //! One thread on one processor plays both pods: a packet is on the other side when `send` returns, so the figure is what
 //! the packets cost the kernel, without waking anybody up.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, UdpSocket};
@@ -31,6 +32,8 @@ pub(crate) struct Site {
     name: String,
     network: Network,
     server: UdpSocket,
+    /// How many packets asked whether they pass.
+    asked: Cell<u64>,
 }
 
 impl Site {
@@ -50,7 +53,12 @@ impl Site {
         let network = Network::build_around(vec![NetNs::create()?], spec, &mut |_, _| ())?;
         network.node(NodeIndex(0)).ok_or("no node")?.namespace().within(filter)??;
         let server = network.namespace(EndpointIndex(1)).ok_or("no server")?.within(|| listen(PORT))??;
-        Ok(Site { name: name.to_owned(), network, server })
+        Ok(Site { name: name.to_owned(), network, server, asked: Cell::new(0) })
+    }
+
+    /// The node's network namespace.
+    pub(crate) fn node(&self) -> Result<&NetNs, Box<dyn Error>> {
+        Ok(self.network.node(NodeIndex(0)).ok_or("no node")?.namespace())
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -67,6 +75,28 @@ impl Site {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             Err(error) => Err(error.into()),
             Ok(_) => Err(format!("{}: a packet arrived that no policy allows", self.name).into()),
+        }
+    }
+
+    /// Whether the packet of a new flow is let through now.
+    pub(crate) fn passes(&self) -> Result<bool, Box<dyn Error>> {
+        /// A packet that passes is there when `send` returns, but for rare cases.
+        const LATE: Duration = Duration::from_micros(200);
+        let number = self.asked.get();
+        self.asked.set(number + 1);
+        let socket = self.client()?.within(|| call(PORT))??;
+        let sent = Instant::now();
+        socket.send(&number.to_be_bytes())?;
+        let mut buffer = [0; 8];
+        loop {
+            match self.server.recv(&mut buffer) {
+                // One before may have been late.
+                Ok(_) if u64::from_be_bytes(buffer) == number => return Ok(true),
+                Ok(_) => {}
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+                Err(_) if sent.elapsed() > LATE => return Ok(false),
+                Err(_) => {}
+            }
         }
     }
 

@@ -1,0 +1,105 @@
+//! An agent as users run it: a process, fed by an API server.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use ringfence_dataplane::iptables::Variant;
+use ringfence_lab::NetNs;
+use tempfile::TempDir;
+
+use crate::cluster::OUR_NODE;
+use crate::filter::Filter;
+
+/// The kernel's unit of processor time in `/proc`, as all architectures tell it to user space.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A running agent. Killed in the end.
+pub(crate) struct AgentProcess {
+    child: Child,
+    log: PathBuf,
+    /// Its socket and its log.
+    _directory: TempDir,
+}
+
+/// What a process has used so far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usage {
+    /// Resident now, in MB of a million bytes.
+    pub(crate) resident: f64,
+    /// The most that was resident, in MB.
+    pub(crate) peak: f64,
+    /// Processor time, of itself and of the tools it has run and waited for.
+    pub(crate) processor: Duration,
+}
+
+impl AgentProcess {
+    /// The program to measure: the one that was built beside this one.
+    pub(crate) fn program() -> Result<PathBuf, Box<dyn Error>> {
+        let program = std::env::current_exe()?.with_file_name("ringfence");
+        if program.is_file() {
+            return Ok(program);
+        }
+        Err(format!("{} is not there: build it first, as `make bench` does", program.display()).into())
+    }
+
+    /// Starts an agent in a node's network namespace.
+    pub(crate) fn start(node: &NetNs, kubeconfig: &Path, filter: Filter) -> Result<AgentProcess, Box<dyn Error>> {
+        let directory = tempfile::tempdir()?;
+        let log = directory.path().join("log");
+        let mut command = Command::new(AgentProcess::program()?);
+        command.args(["agent", "--node", OUR_NODE, "--kubeconfig"]).arg(kubeconfig);
+        command.arg("--run-dir").arg(directory.path().join("run"));
+        match filter {
+            Filter::Nftables => command.args(["--backend", "nftables"]),
+            Filter::Iptables(Variant::Nft) => command.args(["--backend", "iptables", "--iptables", "nft"]),
+            Filter::Iptables(Variant::Legacy) => command.args(["--backend", "iptables", "--iptables", "legacy"]),
+        };
+        // In a user namespace the lock belongs to somebody else.
+        command.env("XTABLES_LOCKFILE", "/dev/null").stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(std::fs::File::create(&log)?);
+        let child = node.within(|| command.spawn())??;
+        Ok(AgentProcess { child, log, _directory: directory })
+    }
+
+    /// An error with its log, if it has ended.
+    pub(crate) fn check(&mut self) -> Result<(), Box<dyn Error>> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => Err(format!("the agent ended ({status}): {}", self.log()).into()),
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub(crate) fn usage(&self) -> Result<Usage, Box<dyn Error>> {
+        let folder = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let status = std::fs::read_to_string(folder.join("status"))?;
+        let kilobytes = |name: &str| -> Result<f64, Box<dyn Error>> {
+            let line =
+                status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).ok_or("no such line")?;
+            Ok(line.trim().trim_end_matches(" kB").parse()?)
+        };
+        let stat = std::fs::read_to_string(folder.join("stat"))?;
+        // The second field is a name in brackets that may hold anything.
+        let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no name")?.1.split_whitespace().collect();
+        // utime, stime, cutime and cstime: fields 14 to 17, of which the first two are cut off.
+        let ticks = fields.get(11..15).ok_or("a short line")?.iter().map(|field| field.parse::<f64>());
+        let ticks: f64 = ticks.sum::<Result<_, _>>()?;
+        Ok(Usage {
+            resident: kilobytes("VmRSS")? * 1024.0 / 1e6,
+            peak: kilobytes("VmHWM")? * 1024.0 / 1e6,
+            processor: Duration::from_secs_f64(ticks / TICKS_PER_SECOND),
+        })
+    }
+}
+
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
