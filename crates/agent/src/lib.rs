@@ -139,7 +139,7 @@ impl<B: Backend> Agent<B> {
 
     /// Whether the cluster has its node, or pods on it. Without, nothing is isolated here.
     pub fn knows_its_node(&self) -> bool {
-        self.cluster.node_names().contains(&self.node)
+        self.cluster.has_node(&self.node)
     }
 
     /// Takes note of a change. The kernel hears of it with the next [`Agent::sync`].

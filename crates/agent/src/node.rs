@@ -22,7 +22,7 @@ use crate::succession::Succession;
 use crate::trouble::{TroubleKind, Troubles, invalid_policies};
 use crate::waiting::Waiting;
 use crate::window::Window;
-use crate::{Agent, Change, NotCovered, SyncError};
+use crate::{Agent, NotCovered, SyncError};
 
 /// So often the loop turns though nothing happens, to show that it can.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -56,6 +56,7 @@ pub(crate) struct Node<'a, B: Backend> {
     diagnostics: BTreeSet<String>,
     remarks: Vec<Remark>,
     guarded: Option<Vec<IpNet>>,
+    is_unknown: bool,
 }
 
 impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
@@ -86,6 +87,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             diagnostics: BTreeSet::new(),
             remarks: Vec::new(),
             guarded: None,
+            is_unknown: false,
         };
         node.load_announcements();
         node.count();
@@ -130,16 +132,12 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
 
     fn update(&mut self, update: Update) {
         let changed = !update.changes.is_empty();
-        let reset = update.changes.iter().any(|change| matches!(change, Change::Reset(_)));
         for change in update.changes {
             // The rest of the update is not held back: it may take rights away.
             if let Err(error) = self.agent.change(change) {
                 self.status.source_errors.inc();
                 error!("ignored: {error}");
             }
-        }
-        if reset && !self.agent.knows_its_node() {
-            warn!("no Node is called {0}, and no pod is on {0}: there is nothing to enforce", self.agent.node());
         }
         if let Some(diagnostics) = &update.diagnostics {
             self.say_diagnostics(diagnostics);
@@ -336,6 +334,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         if self.failure.take().is_some() {
             self.status.conditions(Topic::PacketFilter, []);
         }
+        self.say_whether_known();
         self.say_guarded();
         self.backoff.reset();
         self.status.caught_up();
@@ -366,6 +365,21 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             self.failure = Some(text);
         }
         self.due = Some(Instant::now() + self.backoff.pause(fastrand::f64()));
+    }
+
+    /// A name that is not that of the Node is a mistake that nothing else shows.
+    fn say_whether_known(&mut self) {
+        let is_unknown = !self.agent.knows_its_node();
+        if is_unknown == self.is_unknown {
+            return;
+        }
+        self.is_unknown = is_unknown;
+        let text =
+            format!("no Node is called {0}, and no pod is on {0}: there is nothing to enforce", self.agent.node());
+        if is_unknown {
+            warn!("{text}");
+        }
+        self.status.conditions(Topic::Node, is_unknown.then_some(text));
     }
 
     fn say_guarded(&mut self) {

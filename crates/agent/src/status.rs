@@ -47,6 +47,7 @@ pub(crate) enum Topic {
     Source,
     PacketFilter,
     Policy,
+    Node,
     Drift,
 }
 
@@ -56,6 +57,7 @@ impl Topic {
             Topic::Source => "source",
             Topic::PacketFilter => "packet filter",
             Topic::Policy => "policy",
+            Topic::Node => "node",
             Topic::Drift => "drift",
         }
     }

@@ -164,6 +164,11 @@ impl Cluster {
         self.nodes.keys().chain(self.by_node.keys()).cloned().collect()
     }
 
+    /// Whether a node exists, or pods run on it.
+    pub fn has_node(&self, name: &str) -> bool {
+        self.nodes.contains_key(name) || self.by_node.contains_key(name)
+    }
+
     /// How many pods it holds, and how many pod classes they fall into.
     pub fn pod_counts(&self) -> (usize, usize) {
         (self.pods.len(), self.classes.iter().count())

@@ -234,10 +234,10 @@ fn keeps_what_it_has_when_a_file_is_broken() {
     // Cut in the middle of a word: an unclosed bracket. Other changes wait as well: the state as a whole is not known.
     write(folder.path(), "policy.yaml", &POLICY[..POLICY.len() - 20]);
     write(folder.path(), "pods.yaml", &pod("web", "10.0.0.9"));
-    agent.says("what is in force stays");
+    agent.says("what was read last stays in force");
     agent.until("another attempt", || metric("ringfence_source_errors_total") >= Some(2.0));
     assert_eq!(table(), before);
-    assert_eq!(agent.log().matches("what is in force stays").count(), 1, "{}", agent.log());
+    assert_eq!(agent.log().matches("what was read last stays in force").count(), 1, "{}", agent.log());
     assert_eq!(metric("ringfence_in_sync"), Some(1.0));
     fs::remove_dir_all(folder.path()).unwrap();
     agent.says("cannot read");
@@ -257,7 +257,7 @@ fn programs_nothing_before_a_complete_state() {
     let folder = folder();
     write(folder.path(), "broken.yaml", "kind: {");
     let agent = Agent::start(folder.path(), &[]);
-    agent.says("what is in force stays");
+    agent.says("what was read last stays in force");
     agent.until("health", || get(9440, "/livez").starts_with("HTTP/1.1 200 "));
     assert!(get(9440, "/readyz").starts_with("HTTP/1.1 503 "));
     assert_eq!(table(), None);
@@ -492,7 +492,7 @@ fn status_tells_how_it_is() {
     // What cannot be read is not enforced, and not waited for.
     write(folder.path(), "broken.yaml", "kind: {");
     let agent = Agent::start(folder.path(), &[]);
-    agent.says("what is in force stays");
+    agent.says("what was read last stays in force");
     let (code, printed, said) = agent.status(&["--wait", "1"]);
     assert_eq!((code, said.as_str()), (Some(1), ""), "{printed}");
     assert!(printed.contains("not ready") && printed.contains("broken.yaml"), "{printed}");

@@ -6,10 +6,13 @@ use std::time::{Duration, Instant};
 use std::{env, io, thread};
 
 use ringfence_cni::{Change, InstallError, OnTimeout, Options, Outcome, PLUGIN, Settings};
+use ringfence_control::Request;
 
 use crate::args::{CniCommand, CniInstall, OnTimeoutName};
 use crate::output::{self, Failure, Messages};
 
+/// How long the agent may take to say that it is there.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// How often `--wait` looks for a network.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -44,6 +47,10 @@ pub(super) fn run(command: &CniCommand, messages: &Messages) -> Result<ExitCode,
             }
             let outcome = install_within(&options, Duration::from_secs(install.wait.into()))?;
             output::print(&describe(&outcome))?;
+            let socket = ringfence_control::socket_path(&install.place.run_dir);
+            if let Err(error) = ringfence_control::ask(&socket, &Request::Status, PATIENCE) {
+                messages.warning(&format!("{error}; until one does, pods that start wait for it in vain"));
+            }
         }
         CniCommand::Uninstall { place, force } => {
             let outcome = ringfence_cni::uninstall(&place.bin_dir, &place.conf_dir, &place.run_dir, *force)?;
