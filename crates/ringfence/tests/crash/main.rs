@@ -231,7 +231,7 @@ fn a_switch_waits_for_the_first_program() {
     Agent::running(&site, nftables, &[]).kill();
     site.tell("kind: {");
     let mut agent = Agent::start(&site, nft, &["--resync=1"]);
-    agent.says("what is in force stays");
+    agent.says("what was read last stays in force");
     // Twice the agent has looked at the packet filter by then.
     thread::sleep(Duration::from_millis(2500));
     assert!(holds(nftables) && !holds(nft), "{}", agent.log());
