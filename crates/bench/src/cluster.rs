@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ringfence_compile::{Cluster, Compiler, Touched, UnsupportedTier};
 use ringfence_model::{
-    Action, Isolation, Labels, NamespaceScope, Node, Object, Peer, Peers, Phase, Pod, PodId, Policy, PolicyId,
-    PortMatch, PortRange, Ports, Protocol, Rule, Selector, Tier,
+    Action, Isolation, Labels, NamespaceScope, Node, Object, ObjectKey, Peer, Peers, Phase, Pod, PodId, Policy,
+    PolicyId, PortMatch, PortRange, Ports, Protocol, Rule, Selector, Tier,
 };
 
 pub(crate) const NODE_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
@@ -45,6 +45,10 @@ impl<C: Compiler> World<C> {
 
     pub(crate) fn apply(&mut self, object: Object) -> Result<(), UnsupportedTier> {
         self.cluster.apply(object, &mut self.touched)
+    }
+
+    pub(crate) fn delete(&mut self, key: &ObjectKey) {
+        self.cluster.delete(key, &mut self.touched);
     }
 
     pub(crate) fn compile(&mut self) -> C::Output {
@@ -149,7 +153,7 @@ pub(crate) fn app(name: &str) -> Selector {
 }
 
 pub(crate) fn selector(key: &str, value: &str) -> Selector {
-    Selector { match_labels: labels(key, value), match_expressions: Vec::new() }
+    Selector { match_labels: once((key.into(), value.into())).collect(), match_expressions: Vec::new() }
 }
 
 pub(crate) fn labels(key: &str, value: &str) -> Labels {

@@ -4,9 +4,11 @@
 
 mod agent;
 mod cluster;
+mod compile;
 mod filter;
 mod growth;
 mod latency;
+mod mix;
 mod process;
 mod programming;
 mod report;
@@ -20,6 +22,8 @@ use clap::{Parser, ValueEnum};
 /// A question that can be asked alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
+    /// Compiling from scratch and change by change, for clusters of different sizes.
+    Compile,
     /// Writing a pod's allowed peers with nftables.
     Programming,
     /// Writing single changes of a large cluster with each packet filter.
@@ -37,8 +41,17 @@ enum Part {
 #[derive(Debug, Parser)]
 struct Args {
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_values = ["programming", "scale", "agent", "latency", "growth"])]
+    #[arg(long, value_delimiter = ',', default_values = ["compile", "programming", "scale", "agent", "latency", "growth"])]
     parts: Vec<Part>,
+    /// Sizes for compile, the smallest first: PODS/POLICIES, or PODS/POLICIES/NAMESPACES.
+    #[arg(long, value_delimiter = ',', default_values = ["1000/100", "10000/1000", "100000/10000", "100000/75000/25000"])]
+    compile_sizes: Vec<compile::Size>,
+    /// How often each change is compiled.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    compile_rounds: u32,
+    /// Measure the one size here and print it for the process that started this one.
+    #[arg(long, hide = true)]
+    compile_here: bool,
     /// Sizes: allowed peers of the probed pod.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000, 100_000])]
     entries: Vec<u32>,
@@ -76,6 +89,9 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    if let (true, [size]) = (args.compile_here, &args.compile_sizes[..]) {
+        return compile::measure_here(*size, args.compile_rounds);
+    }
     // Real root keeps large socket buffers, which one transaction with 100,000 elements needs.
     let isolation = if report::is_root() { ringfence_lab::Isolation::RootOnly } else { ringfence_lab::Isolation::Auto };
     ringfence_lab::enter(isolation)?;
@@ -86,6 +102,9 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     } else {
         Vec::new()
     };
+    if asked(Part::Compile) {
+        compile::measure(&args.compile_sizes, args.compile_rounds, &mut report)?;
+    }
     if asked(Part::Programming) {
         programming::measure(&args.entries, &mut report)?;
     }

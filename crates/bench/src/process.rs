@@ -23,13 +23,19 @@ pub(crate) struct AgentProcess {
     _directory: TempDir,
 }
 
+/// The memory of a process, in MB of a million bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Resident now.
+    pub(crate) resident: f64,
+    /// The most that was resident.
+    pub(crate) peak: f64,
+}
+
 /// What a process has used so far.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usage {
-    /// Resident now, in MB of a million bytes.
-    pub(crate) resident: f64,
-    /// The most that was resident, in MB.
-    pub(crate) peak: f64,
+    pub(crate) memory: Memory,
     /// Processor time, of itself and of the tools it has run and waited for.
     pub(crate) processor: Duration,
 }
@@ -76,24 +82,28 @@ impl AgentProcess {
     }
 
     pub(crate) fn usage(&self) -> Result<Usage, Box<dyn Error>> {
-        let folder = PathBuf::from(format!("/proc/{}", self.child.id()));
-        let status = std::fs::read_to_string(folder.join("status"))?;
-        let kilobytes = |name: &str| -> Result<f64, Box<dyn Error>> {
-            let line =
-                status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).ok_or("no such line")?;
-            Ok(line.trim().trim_end_matches(" kB").parse()?)
-        };
-        let stat = std::fs::read_to_string(folder.join("stat"))?;
+        let process = self.child.id().to_string();
+        let memory = Memory::of(&process)?;
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
         // The second field is a name in brackets that may hold anything.
         let fields: Vec<&str> = stat.rsplit_once(')').ok_or("no name")?.1.split_whitespace().collect();
         // utime, stime, cutime and cstime: fields 14 to 17, of which the first two are cut off.
         let ticks = fields.get(11..15).ok_or("a short line")?.iter().map(|field| field.parse::<f64>());
         let ticks: f64 = ticks.sum::<Result<_, _>>()?;
-        Ok(Usage {
-            resident: kilobytes("VmRSS")? * 1024.0 / 1e6,
-            peak: kilobytes("VmHWM")? * 1024.0 / 1e6,
-            processor: Duration::from_secs_f64(ticks / TICKS_PER_SECOND),
-        })
+        Ok(Usage { memory, processor: Duration::from_secs_f64(ticks / TICKS_PER_SECOND) })
+    }
+}
+
+impl Memory {
+    /// Of the process with this number, or of `self`.
+    pub(crate) fn of(process: &str) -> Result<Memory, Box<dyn Error>> {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+        let kilobytes = |name: &str| -> Result<f64, Box<dyn Error>> {
+            let line =
+                status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).ok_or("no such line")?;
+            Ok(line.trim().trim_end_matches(" kB").parse()?)
+        };
+        Ok(Memory { resident: kilobytes("VmRSS")? * 1024.0 / 1e6, peak: kilobytes("VmHWM")? * 1024.0 / 1e6 })
     }
 }
 

@@ -8,11 +8,13 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use serde::Serialize;
 
 use crate::agent::Figures;
+use crate::compile::{self, Costs};
 use crate::filter::Sample;
 
 /// What was measured.
 #[derive(Default, Serialize)]
 pub(crate) struct Report {
+    pub(crate) compile: Vec<Costs>,
     programming: Vec<Programming>,
     /// The cluster of `scale`, in words.
     scale_of: String,
@@ -160,11 +162,11 @@ impl Report {
             filter: filter.to_owned(),
             first_refusal_after_last_list_ms: figures.start,
             first_refusal_after_start_ms: figures.start_of_process,
-            resident_mb: figures.loaded.resident,
-            peak_mb: figures.loaded.peak,
+            resident_mb: figures.loaded.memory.resident,
+            peak_mb: figures.loaded.memory.peak,
             changes: changes.collect(),
             churn_processor_percent: figures.churn_processor,
-            resident_after_churn_mb: figures.after.resident,
+            resident_after_churn_mb: figures.after.memory.resident,
         });
     }
 
@@ -179,6 +181,11 @@ impl Report {
 
     /// The tables of what was measured.
     pub(crate) fn print(&self) {
+        if !self.compile.is_empty() {
+            for (title, table) in compile::tables(&self.compile) {
+                println!("{title}\n\n{table}\n");
+            }
+        }
         if !self.programming.is_empty() {
             self.print_programming();
         }
@@ -331,7 +338,7 @@ impl Report {
     }
 }
 
-fn markdown(header: &[&str]) -> Table {
+pub(crate) fn markdown(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(ASCII_MARKDOWN).set_header(header.to_vec());
     table

@@ -277,8 +277,7 @@ fn labels(labels: &[(&str, &str)]) -> Labels {
 }
 
 fn namespace(name: &str, more: &[(&str, &str)]) -> Object {
-    let mut labels = labels(more);
-    labels.insert("kubernetes.io/metadata.name".into(), name.into());
+    let labels = labels(more).with("kubernetes.io/metadata.name", name);
     Object::Namespace(Namespace { name: name.into(), labels })
 }
 
@@ -626,7 +625,7 @@ fn one_description_is_one_set() {
     let mut world = World::new();
     let expression = |key: &str| Requirement { key: key.into(), operator: Operator::In(BTreeSet::from(["db".into()])) };
     let written_otherwise =
-        Selector { match_labels: Labels::new(), match_expressions: vec![expression("app"), expression("app")] };
+        Selector { match_labels: BTreeMap::new(), match_expressions: vec![expression("app"), expression("app")] };
     let twice = vec![rule(&[pods(app("api")), pods(app("api"))], &[tcp(1, 9), tcp(10, 20), tcp(5, 5)])];
     let acl = world.apply([
         Object::Pod(pod("db", "node-1", "db", "10.0.0.1")),

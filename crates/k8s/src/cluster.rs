@@ -24,18 +24,16 @@ pub(crate) fn bare_namespace(name: &Arc<str>) -> Namespace {
 /// Reads a Namespace.
 pub(crate) fn namespace(report: &mut Report, object: Fields<'_>) -> Option<Namespace> {
     let identity = metadata::identity(report, object, is_dns_label, |_| true);
-    let mut labels = metadata::object_labels(report, object);
+    let labels = metadata::object_labels(report, object);
     let name = identity.name?;
-    if let Some(written) = labels.insert(NAME_LABEL.into(), name.clone())
-        && written != name
-    {
+    if let Some(written) = labels.get(NAME_LABEL).filter(|written| **written != name) {
         report.warning(
             object.at,
-            format!("the label {NAME_LABEL} is \"{}\" here: read as {name}", shown(&written)),
+            format!("the label {NAME_LABEL} is \"{}\" here: read as {name}", shown(written)),
             "the API server always sets it to the namespace's name",
         );
     }
-    Some(Namespace { name, labels })
+    Some(Namespace { labels: labels.with(NAME_LABEL, name.clone()), name })
 }
 
 /// Reads a Node.

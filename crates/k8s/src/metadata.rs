@@ -130,7 +130,7 @@ pub(crate) fn object_labels(report: &mut Report, object: Fields<'_>) -> Labels {
     let mut found = Labels::new();
     with_metadata(report, object, |report, metadata| {
         if let Some(at) = metadata.get("labels") {
-            found = labels(report, &at);
+            found = labels(report, &at).into_iter().collect();
         }
     });
     found

@@ -101,7 +101,7 @@ fn template(report: &mut Report, spec: Fields<'_>) -> Template {
     spec.mapping(report, "template", |report, template| {
         template.mapping(report, "metadata", |report, metadata| {
             if let Some(at) = metadata.get("labels") {
-                found.labels = labels(report, &at);
+                found.labels = labels(report, &at).into_iter().collect();
             }
         });
         template.mapping(report, "spec", |report, fields| found.spec = pod_spec(report, fields));
@@ -172,7 +172,7 @@ impl Workload {
         let mut add = |key: &str, value: Arc<str>| {
             // A cluster could not create a pod with a longer value; the label is left out rather than cut.
             if is_label_value(&value) {
-                labels.insert(key.into(), value);
+                labels = labels.with(key, value);
             }
         };
         match self.kind {

@@ -3,6 +3,8 @@
 
 use arbitrary::Unstructured;
 use proptest::prelude::*;
+use std::sync::Arc;
+
 use ringfence_k8s::api::{Kind, Reader, Reading};
 use ringfence_k8s::{Severity, Source, parse};
 use ringfence_model::{
@@ -106,7 +108,13 @@ fn json_of(object: &Object) -> Value {
 }
 
 fn labels(labels: &ringfence_model::Labels) -> std::collections::BTreeMap<&str, &str> {
-    labels.iter().map(|(key, value)| (&**key, &**value)).collect()
+    texts(labels.iter())
+}
+
+fn texts<'a>(
+    pairs: impl Iterator<Item = (&'a Arc<str>, &'a Arc<str>)>,
+) -> std::collections::BTreeMap<&'a str, &'a str> {
+    pairs.map(|(key, value)| (&**key, &**value)).collect()
 }
 
 fn spec_of(policy: &Policy) -> Value {
@@ -167,7 +175,7 @@ fn selector(selector: &Selector) -> Value {
         }
         value
     });
-    json!({"matchLabels": labels(&selector.match_labels), "matchExpressions": expressions.collect::<Vec<_>>()})
+    json!({"matchLabels": texts(selector.match_labels.iter()), "matchExpressions": expressions.collect::<Vec<_>>()})
 }
 
 proptest! {

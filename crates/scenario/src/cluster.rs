@@ -110,17 +110,12 @@ pub(crate) fn protocol(u: &mut Unstructured<'_>) -> Result<Protocol> {
 }
 
 pub(crate) fn labels(u: &mut Unstructured<'_>) -> Result<Labels> {
-    let mut labels = Labels::new();
-    for _ in 0..u.int_in_range(0..=3)? {
-        labels.insert(text(u, &KEYS)?, text(u, &VALUES)?);
-    }
-    Ok(labels)
+    (0..u.int_in_range(0..=3)?).map(|_| Ok((text(u, &KEYS)?, text(u, &VALUES)?))).collect()
 }
 
 fn namespace(u: &mut Unstructured<'_>) -> Result<Namespace> {
     let name = text(u, &NAMESPACES)?;
-    let mut labels = labels(u)?;
-    labels.insert("kubernetes.io/metadata.name".into(), name.clone());
+    let labels = labels(u)?.with("kubernetes.io/metadata.name", name.clone());
     Ok(Namespace { name, labels })
 }
 

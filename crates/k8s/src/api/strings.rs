@@ -1,19 +1,43 @@
-//! Strings that many objects repeat: label keys and values, names of namespaces, nodes and ports.
+//! What many objects repeat: names of namespaces, nodes and ports, and whole sets of labels.
 
 use std::collections::HashSet;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use ringfence_model::{Labels, Namespace, Node, Pod, Policy};
 
-/// How many strings there are at least before unused ones are looked for.
+/// How many values a pool has at least before unused ones are looked for.
 const SWEEP: usize = 1024;
 
-/// One copy of each string, as long as an object has it.
+/// One copy of each string and of each set of labels, as long as an object has it.
 #[derive(Debug, Default)]
 pub(super) struct Strings {
-    known: HashSet<Arc<str>>,
+    texts: Pool<Arc<str>>,
+    labels: Pool<Labels>,
+}
+
+#[derive(Debug)]
+struct Pool<T> {
+    known: HashSet<T>,
     /// When it has grown to this, unused ones go.
     sweep_at: usize,
+}
+
+/// A value whose clones are one in memory.
+trait Shared: Clone + Eq + Hash {
+    fn is_shared(&self) -> bool;
+}
+
+impl Shared for Arc<str> {
+    fn is_shared(&self) -> bool {
+        Arc::strong_count(self) > 1
+    }
+}
+
+impl Shared for Labels {
+    fn is_shared(&self) -> bool {
+        Labels::is_shared(self)
+    }
 }
 
 impl Strings {
@@ -44,19 +68,41 @@ impl Strings {
     }
 
     fn labels(&mut self, labels: Labels) -> Labels {
-        labels.into_iter().map(|(key, value)| (self.shared(key), self.shared(value))).collect()
+        if let Some(known) = self.labels.get(&labels) {
+            return known;
+        }
+        let texts = labels.iter().map(|(key, value)| (self.shared(key.clone()), self.shared(value.clone())));
+        let labels = texts.collect();
+        self.labels.shared(labels)
     }
 
     fn shared(&mut self, text: Arc<str>) -> Arc<str> {
-        if let Some(known) = self.known.get(&text) {
-            return known.clone();
+        self.texts.shared(text)
+    }
+}
+
+impl<T> Default for Pool<T> {
+    fn default() -> Pool<T> {
+        Pool { known: HashSet::new(), sweep_at: SWEEP }
+    }
+}
+
+impl<T: Shared> Pool<T> {
+    fn get(&self, value: &T) -> Option<T> {
+        self.known.get(value).cloned()
+    }
+
+    /// The copy that all share: the first one.
+    fn shared(&mut self, value: T) -> T {
+        if let Some(known) = self.get(&value) {
+            return known;
         }
         if self.known.len() >= self.sweep_at {
-            self.known.retain(|known| Arc::strong_count(known) > 1);
+            self.known.retain(T::is_shared);
             self.sweep_at = SWEEP.max(self.known.len() * 2);
         }
-        self.known.insert(text.clone());
-        text
+        self.known.insert(value.clone());
+        value
     }
 }
 
@@ -72,6 +118,22 @@ mod tests {
             strings.shared(number.to_string().into());
         }
         assert!(Arc::ptr_eq(&kept, &strings.shared("kept".into())));
-        assert!(strings.known.len() <= SWEEP, "{}", strings.known.len());
+        assert!(strings.texts.known.len() <= SWEEP, "{}", strings.texts.known.len());
+    }
+
+    #[test]
+    fn equal_labels_are_one_and_share_texts_with_others() {
+        let labels = |app: &str| Labels::from([("app".into(), app.into())]);
+        let mut strings = Strings::default();
+        let (web, again, db) =
+            (strings.labels(labels("web")), strings.labels(labels("web")), strings.labels(labels("db")));
+        assert!(std::ptr::eq(&web["app"], &again["app"]));
+        assert!(Arc::ptr_eq(web.keys().next().unwrap(), db.keys().next().unwrap()));
+        drop((web, again));
+        for number in 0..10 * SWEEP {
+            strings.labels(labels(&number.to_string()));
+        }
+        assert!(strings.labels.known.contains(&db));
+        assert!(strings.labels.known.len() <= SWEEP && strings.texts.known.len() <= 2 * SWEEP);
     }
 }
