@@ -149,14 +149,24 @@ impl Mix {
         policy("hot", &format!("hot-{number:05}"), selector("app", "hot"), vec![rule(peers, ports)], vec![])
     }
 
-    /// A policy as it is after it has changed so many times: it speaks of other ports then.
+    /// A policy as it is after it has changed so many times: it lets one more app in then, by a port of its own.
     pub(crate) fn policy(&self, number: u32, changes: u32) -> Policy {
+        let mut policy = self.first_policy(number);
+        if changes > 0 {
+            let peer = own(selector("app", &format!("app-{}", changes % APPS)));
+            policy.ingress.push(rule([peer], [tcp(40_000 + (changes % 20_000) as u16)]));
+            policy.isolates.ingress = true;
+        }
+        policy
+    }
+
+    fn first_policy(&self, number: u32) -> Policy {
         let home = number % self.namespaces;
         let kind = number / self.namespaces;
         // After the ten kinds they come again, for other apps.
         let round = kind / 10;
         let app = |offset: u32| selector("app", &format!("app-{}", (round + offset) % APPS));
-        let port = tcp((8_000 + round % 8 + changes % 50 * 8) as u16);
+        let port = tcp((8_000 + round % 8) as u16);
         let (namespace, name) = (Mix::name_of(home), format!("policy-{kind:05}"));
         let make = |pods, ingress, egress| policy(&namespace, &name, pods, ingress, egress);
         let any = Selector::default;
@@ -195,7 +205,7 @@ impl Mix {
                 let tiers = ["api", "web"].map(Arc::from);
                 let tiers = Requirement { key: "tier".into(), operator: Operator::In(BTreeSet::from(tiers)) };
                 let peer = own(Selector { match_labels: BTreeMap::new(), match_expressions: vec![tiers] });
-                let range = PortRange { first: 30_000 + (changes % 50) as u16, last: 32_767 };
+                let range = PortRange { first: 30_000, last: 32_767 };
                 make(selector("tier", "db"), vec![rule([peer], [PortMatch::Number(Protocol::Tcp, range)])], vec![])
             }
             // To the team's own pods, by a port's name.

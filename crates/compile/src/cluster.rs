@@ -8,25 +8,28 @@ use ipnet::IpNet;
 use ringfence_model::{Labels, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Policy, PolicyId, Tier};
 
 use crate::guard::disjoint;
-use crate::pod_class::{PodClass, PodClassId, PodClasses};
+use crate::pod_class::{KindId, PodClass, PodClassId, PodClasses, take};
 
 /// The objects of a cluster. Its content follows from the last value applied for each object, in whatever order they came.
 #[derive(Default)]
 pub struct Cluster {
     namespaces: BTreeMap<Arc<str>, Labels>,
+    /// By key and value. Never empty.
+    namespaces_by_label: HashMap<(Arc<str>, Arc<str>), BTreeSet<Arc<str>>>,
     nodes: BTreeMap<Arc<str>, Node>,
     pods: HashMap<PodId, PodEntry>,
-    by_node: BTreeMap<Arc<str>, BTreeSet<PodId>>,
+    /// With the namespaces of the pods.
+    by_node: BTreeMap<Arc<str>, BTreeSet<(Arc<str>, PodId)>>,
     policies: BTreeMap<Arc<str>, BTreeMap<PolicyId, Arc<Policy>>>,
-    /// For each address the live pods that claim it, by creation; the last one owns it.
-    claims: HashMap<IpAddr, BTreeSet<(i64, PodId)>>,
+    /// For each address the live pods that claim it, by creation; the last one owns it. Nearly always it is one.
+    claims: HashMap<IpAddr, Vec<(i64, PodId)>>,
     classes: PodClasses,
 }
 
 struct PodEntry {
     pod: Arc<Pod>,
     /// None for pods that policies cannot see: finished ones and those on their node's network.
-    class: Option<PodClassId>,
+    kind: Option<KindId>,
 }
 
 /// What changed in a [`Cluster`] since a compiler last looked. Several changes can be collected in one.
@@ -36,8 +39,8 @@ pub struct Touched {
     pub(crate) everything: bool,
     /// Namespaces whose labels changed.
     pub(crate) namespaces: BTreeSet<Arc<str>>,
-    /// Nodes whose own object changed, or one of whose pods did.
-    pub(crate) nodes: BTreeSet<Arc<str>>,
+    /// Nodes whose own object changed, or one of whose pods did: with the namespaces of those pods.
+    pub(crate) nodes: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// Namespaces in which a policy changed.
     pub(crate) policies: BTreeSet<Arc<str>>,
     /// Addresses whose owner, or whose owner's labels or ports, may have changed.
@@ -48,6 +51,10 @@ impl Touched {
     /// A change of everything: what a compiler that has seen nothing yet needs to hear.
     pub fn everything() -> Touched {
         Touched { everything: true, ..Touched::default() }
+    }
+
+    fn touch_pod(&mut self, node: &Arc<str>, namespace: &Arc<str>) {
+        self.nodes.entry(node.clone()).or_default().insert(namespace.clone());
     }
 
     /// Whether nothing changed.
@@ -87,7 +94,7 @@ impl Cluster {
             Object::Namespace(namespace) => self.apply_namespace(namespace, touched),
             Object::Node(node) => {
                 if self.nodes.get(&node.name) != Some(&node) {
-                    touched.nodes.insert(node.name.clone());
+                    touched.nodes.entry(node.name.clone()).or_default();
                     self.nodes.insert(node.name.clone(), node);
                 }
             }
@@ -100,7 +107,7 @@ impl Cluster {
                 if known.is_some_and(|known| **known == policy) {
                     return Ok(());
                 }
-                self.classes.mention(&policy, self.pods.values_mut().map(|entry| (&entry.pod, &mut entry.class)));
+                self.classes.mention(&policy);
                 touched.policies.insert(policy.id.namespace.clone());
                 let namespace = self.policies.entry(policy.id.namespace.clone()).or_default();
                 namespace.insert(policy.id.clone(), Arc::new(policy));
@@ -115,13 +122,14 @@ impl Cluster {
     pub fn delete(&mut self, key: &ObjectKey, touched: &mut Touched) {
         match key {
             ObjectKey::Namespace(name) => {
-                if self.namespaces.remove(name).is_some() {
+                if let Some(labels) = self.namespaces.remove(name) {
+                    self.forget_labels(name, &labels);
                     touched.namespaces.insert(name.clone());
                 }
             }
             ObjectKey::Node(name) => {
                 if self.nodes.remove(name).is_some() {
-                    touched.nodes.insert(name.clone());
+                    touched.nodes.entry(name.clone()).or_default();
                 }
             }
             ObjectKey::Pod(id) => self.delete_pod(id, touched),
@@ -182,8 +190,8 @@ impl Cluster {
 
     /// How many pods of a node policies can select.
     pub fn local_pod_count(&self, node: &str) -> usize {
-        let pods = self.by_node.get(node).into_iter().flatten().filter_map(|id| self.pods.get(id));
-        pods.filter(|entry| entry.class.is_some()).count()
+        let pods = self.by_node.get(node).into_iter().flatten().filter_map(|(_, id)| self.pods.get(id));
+        pods.filter(|entry| entry.kind.is_some()).count()
     }
 
     /// How many policies it holds.
@@ -220,11 +228,24 @@ impl Cluster {
         self.namespaces.get(name)
     }
 
-    /// The pods of a node that policies can select, each with the addresses it owns.
-    pub(crate) fn local_pods(&self, node: &str) -> impl Iterator<Item = (&Arc<Pod>, Vec<IpAddr>)> {
-        self.by_node.get(node).into_iter().flatten().filter_map(|id| {
+    /// The namespaces that have pods on a node that policies can select.
+    pub(crate) fn local_namespaces(&self, node: &str) -> BTreeSet<Arc<str>> {
+        let pods = self.by_node.get(node).into_iter().flatten();
+        let visible = pods.filter(|(_, id)| self.pods.get(id).is_some_and(|entry| entry.kind.is_some()));
+        visible.map(|(namespace, _)| namespace.clone()).collect()
+    }
+
+    /// The pods of a node and a namespace that policies can select, each with the addresses it owns.
+    pub(crate) fn local_pods(
+        &self,
+        node: &str,
+        namespace: &Arc<str>,
+    ) -> impl Iterator<Item = (&Arc<Pod>, Vec<IpAddr>)> {
+        let first = (namespace.clone(), PodId("".into()));
+        let pods = self.by_node.get(node).into_iter().flat_map(move |pods| pods.range(first.clone()..));
+        pods.take_while(move |(other, _)| other == namespace).filter_map(|(_, id)| {
             let entry = self.pods.get(id)?;
-            entry.class?;
+            entry.kind?;
             let owned = entry.pod.addresses.iter().copied().filter(|a| self.owner(*a) == Some(id)).collect();
             Some((&entry.pod, owned))
         })
@@ -232,8 +253,12 @@ impl Cluster {
 
     /// The pod class of the pod that owns an address.
     pub(crate) fn class_at(&self, address: IpAddr) -> Option<(PodClassId, &PodClass)> {
-        let id = self.pods.get(self.owner(address)?)?.class?;
-        Some((id, self.classes.get(id)?))
+        self.classes.class_of(self.pods.get(self.owner(address)?)?.kind?)
+    }
+
+    /// The namespaces with a label.
+    pub(crate) fn namespaces_with(&self, key: &Arc<str>, value: &Arc<str>) -> Option<&BTreeSet<Arc<str>>> {
+        self.namespaces_by_label.get(&(key.clone(), value.clone()))
     }
 
     pub(crate) fn classes(&self) -> &PodClasses {
@@ -242,7 +267,8 @@ impl Cluster {
 
     /// The addresses that members of a pod class list. They own them unless another pod does.
     pub(crate) fn member_addresses<'a>(&'a self, class: &'a PodClass) -> impl Iterator<Item = IpAddr> + 'a {
-        class.members().filter_map(|id| self.pods.get(id)).flat_map(|entry| entry.pod.addresses.iter().copied())
+        let members = self.classes.members(class).filter_map(|id| self.pods.get(id));
+        members.flat_map(|entry| entry.pod.addresses.iter().copied())
     }
 
     /// Whether a pod owns an address and somebody enforces its policies: that takes a node.
@@ -262,9 +288,23 @@ impl Cluster {
     }
 
     fn apply_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
-        if self.namespaces.get(&namespace.name) != Some(&namespace.labels) {
-            touched.namespaces.insert(namespace.name.clone());
-            self.namespaces.insert(namespace.name, namespace.labels);
+        let Namespace { name, labels } = namespace;
+        if self.namespaces.get(&name) == Some(&labels) {
+            return;
+        }
+        for (key, value) in labels.iter() {
+            self.namespaces_by_label.entry((key.clone(), value.clone())).or_default().insert(name.clone());
+        }
+        touched.namespaces.insert(name.clone());
+        if let Some(before) = self.namespaces.insert(name.clone(), labels.clone()) {
+            let gone = before.iter().filter(|(key, value)| labels.get(key) != Some(*value));
+            self.forget_labels(&name, &gone.map(|(key, value)| (key.clone(), value.clone())).collect());
+        }
+    }
+
+    fn forget_labels(&mut self, namespace: &Arc<str>, labels: &Labels) {
+        for (key, value) in labels.iter() {
+            take(&mut self.namespaces_by_label, &(key.clone(), value.clone()), namespace);
         }
     }
 
@@ -274,30 +314,35 @@ impl Cluster {
         }
         self.delete_pod(&pod.id, touched);
         let visible = pod.phase == Phase::Live && !pod.host_network;
-        let class = visible.then(|| self.classes.join(&pod));
+        let kind = visible.then(|| self.classes.join(&pod));
         if visible {
             for address in &pod.addresses {
                 self.touch_address(*address, touched);
-                self.claims.entry(*address).or_default().insert((pod.created, pod.id.clone()));
+                let claims = self.claims.entry(*address).or_insert_with(|| Vec::with_capacity(1));
+                let claim = (pod.created, pod.id.clone());
+                // A pod may list an address twice.
+                if let Err(position) = claims.binary_search(&claim) {
+                    claims.insert(position, claim);
+                }
             }
         }
         if let Some(node) = &pod.node {
-            touched.nodes.insert(node.clone());
-            self.by_node.entry(node.clone()).or_default().insert(pod.id.clone());
+            touched.touch_pod(node, &pod.namespace);
+            self.by_node.entry(node.clone()).or_default().insert((pod.namespace.clone(), pod.id.clone()));
         }
-        self.pods.insert(pod.id.clone(), PodEntry { pod: Arc::new(pod), class });
+        self.pods.insert(pod.id.clone(), PodEntry { pod: Arc::new(pod), kind });
     }
 
     fn delete_pod(&mut self, id: &PodId, touched: &mut Touched) {
-        let Some(PodEntry { pod, class }) = self.pods.remove(id) else {
+        let Some(PodEntry { pod, kind }) = self.pods.remove(id) else {
             return;
         };
-        if let Some(class) = class {
-            self.classes.leave(class, id);
+        if let Some(kind) = kind {
+            self.classes.leave(kind, id);
             for address in &pod.addresses {
                 self.touch_address(*address, touched);
                 if let Some(claims) = self.claims.get_mut(address) {
-                    claims.remove(&(pod.created, id.clone()));
+                    claims.retain(|(_, claimant)| claimant != id);
                     if claims.is_empty() {
                         self.claims.remove(address);
                     }
@@ -305,9 +350,9 @@ impl Cluster {
             }
         }
         if let Some(node) = &pod.node {
-            touched.nodes.insert(node.clone());
+            touched.touch_pod(node, &pod.namespace);
             if let Some(pods) = self.by_node.get_mut(node) {
-                pods.remove(id);
+                pods.remove(&(pod.namespace.clone(), id.clone()));
                 if pods.is_empty() {
                     self.by_node.remove(node);
                 }
@@ -320,6 +365,10 @@ impl Cluster {
     fn touch_address(&self, address: IpAddr, touched: &mut Touched) {
         touched.addresses.insert(address);
         let others = self.claims.get(&address).into_iter().flatten().filter_map(|(_, id)| self.pods.get(id));
-        touched.nodes.extend(others.filter_map(|entry| entry.pod.node.clone()));
+        for PodEntry { pod, .. } in others {
+            if let Some(node) = &pod.node {
+                touched.touch_pod(node, &pod.namespace);
+            }
+        }
     }
 }

@@ -84,7 +84,7 @@ impl Watch {
         if self.unknown == UnknownPods::Allow {
             return &self.guard;
         }
-        if all || touched.nodes.contains(node) {
+        if all || touched.nodes.contains_key(node) {
             let ranges = cluster.pod_ranges(node);
             if all || *self.guard.ranges != *ranges {
                 let next = Guard::new(&ranges, cluster.known_addresses());

@@ -14,6 +14,7 @@ mod compiler;
 mod digest;
 mod gate;
 mod guard;
+mod home;
 mod matcher;
 mod node;
 mod pod_class;
@@ -22,6 +23,8 @@ mod ports;
 mod program;
 mod regions;
 mod rules;
+mod selection;
+mod side;
 mod terms;
 
 pub use acl::Acl;

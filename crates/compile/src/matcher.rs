@@ -32,6 +32,16 @@ impl Matcher {
         })
     }
 
+    /// A label that everything has that matches, with one of these values; of several the one with the fewest. Nothing when
+    /// it demands no label with certain values.
+    pub(crate) fn demand(&self) -> Option<(&Arc<str>, &BTreeSet<Arc<str>>)> {
+        let demands = self.0.iter().filter_map(|requirement| match &requirement.operator {
+            Operator::In(values) => Some((&requirement.key, values)),
+            Operator::NotIn(_) | Operator::Exists | Operator::DoesNotExist => None,
+        });
+        demands.min_by_key(|(_, values)| values.len())
+    }
+
     /// The label keys whose values it depends on.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.0.iter().map(|requirement| &requirement.key)

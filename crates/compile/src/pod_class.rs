@@ -1,6 +1,7 @@
 //! Pod classes: pods that no policy in force can tell apart.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
 use std::sync::Arc;
 
 use ringfence_model::{ContainerPort, Labels, Peer, Peers, Pod, PodId, Policy, PortMatch, Ports, Protocol};
@@ -11,20 +12,43 @@ use crate::matcher::Matcher;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct PodClassId(u64);
 
-/// Pods of one namespace that agree in every label and every port name that some policy mentions.
-pub(crate) struct PodClass {
-    pub(crate) traits: PodTraits,
+/// The name of a kind of pods inside one cluster state. Never used again once nobody is of that kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct KindId(u64);
+
+/// Pods of one namespace with the same labels and the same ports, as one template makes them.
+struct Kind {
+    content: Content,
+    class: PodClassId,
     members: BTreeSet<PodId>,
 }
 
-impl PodClass {
-    pub(crate) fn members(&self) -> impl Iterator<Item = &PodId> {
-        self.members.iter()
+/// What the pods of a kind have in common.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Content {
+    namespace: Arc<str>,
+    labels: Labels,
+    ports: Vec<ContainerPort>,
+}
+
+impl Content {
+    fn of(pod: &Pod) -> Content {
+        Content { namespace: pod.namespace.clone(), labels: pod.labels.clone(), ports: pod.ports.clone() }
+    }
+
+    fn port_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.ports.iter().filter_map(|port| port.name.as_ref())
     }
 }
 
+/// Pods of one namespace that agree in every label and every port name that some policy mentions.
+pub(crate) struct PodClass {
+    pub(crate) traits: PodTraits,
+    kinds: BTreeSet<KindId>,
+}
+
 /// What policies can see of a pod.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PodTraits {
     pub(crate) namespace: Arc<str>,
     /// Only labels whose key some policy mentions.
@@ -44,44 +68,81 @@ impl PodTraits {
 /// All pod classes, and which labels and port names tell pods apart.
 ///
 /// What was mentioned once stays mentioned until the state is replaced: classes that are finer than they need to be are
-/// still right, and forgetting would mean to regroup pods when a policy goes.
+/// still right, and no event looks at all of them.
 #[derive(Default)]
 pub(crate) struct PodClasses {
     mentioned: Mentioned,
     next: u64,
-    by_traits: BTreeMap<PodTraits, PodClassId>,
+    kinds: HashMap<KindId, Kind>,
+    by_content: HashMap<Content, KindId>,
+    /// The kinds that have a label with a key, and those with a port of a name.
+    by_key: HashMap<Arc<str>, BTreeSet<KindId>>,
+    by_port_name: HashMap<Arc<str>, BTreeSet<KindId>>,
+    by_traits: HashMap<PodTraits, PodClassId>,
     classes: BTreeMap<PodClassId, PodClass>,
-    numbers: PortNumbers,
+    directory: Directory,
 }
 
-/// Which numbers the mentioned port names stand for, on some pod.
+/// Where to find classes by what they have. Nothing in it is empty.
 #[derive(Default)]
-struct PortNumbers {
-    /// By protocol and name: number to how many classes have it.
-    classes: BTreeMap<(Protocol, Arc<str>), BTreeMap<u16, usize>>,
-    /// Counts changes of the numbers themselves.
-    version: u64,
+struct Directory {
+    by_namespace: HashMap<Arc<str>, BTreeSet<PodClassId>>,
+    /// By key and value, then by namespace.
+    by_label: HashMap<(Arc<str>, Arc<str>), HashMap<Arc<str>, BTreeSet<PodClassId>>>,
+    /// By protocol and name, then by number.
+    by_port: HashMap<(Protocol, Arc<str>), BTreeMap<u16, BTreeSet<PodClassId>>>,
+    /// Counts changes of the numbers that port names stand for.
+    numbers_version: u64,
 }
 
-impl PortNumbers {
-    fn add(&mut self, class: &PodClass) {
-        for (protocol, name, number) in &class.traits.named_ports {
-            let count = self.classes.entry((*protocol, name.clone())).or_default().entry(*number).or_default();
-            self.version += u64::from(*count == 0);
-            *count += 1;
+impl Directory {
+    fn add(&mut self, id: PodClassId, PodTraits { namespace, labels, named_ports }: &PodTraits) {
+        self.by_namespace.entry(namespace.clone()).or_default().insert(id);
+        for (key, value) in labels.iter() {
+            let by_namespace = self.by_label.entry((key.clone(), value.clone())).or_default();
+            by_namespace.entry(namespace.clone()).or_default().insert(id);
+        }
+        for (protocol, name, number) in named_ports {
+            let numbers = self.by_port.entry((*protocol, name.clone())).or_default();
+            let classes = numbers.entry(*number).or_default();
+            self.numbers_version += u64::from(classes.is_empty());
+            classes.insert(id);
         }
     }
 
-    fn remove(&mut self, class: &PodClass) {
-        for (protocol, name, number) in &class.traits.named_ports {
-            let Some(numbers) = self.classes.get_mut(&(*protocol, name.clone())) else { continue };
-            if let Some(count) = numbers.get_mut(number) {
-                *count -= 1;
-                if *count == 0 {
-                    numbers.remove(number);
-                    self.version += 1;
+    fn remove(&mut self, id: PodClassId, PodTraits { namespace, labels, named_ports }: &PodTraits) {
+        take(&mut self.by_namespace, namespace, &id);
+        for (key, value) in labels.iter() {
+            let label = (key.clone(), value.clone());
+            if let Some(by_namespace) = self.by_label.get_mut(&label) {
+                take(by_namespace, namespace, &id);
+                if by_namespace.is_empty() {
+                    self.by_label.remove(&label);
                 }
             }
+        }
+        for (protocol, name, number) in named_ports {
+            let name = (*protocol, name.clone());
+            let Some(numbers) = self.by_port.get_mut(&name) else { continue };
+            let Some(classes) = numbers.get_mut(number) else { continue };
+            classes.remove(&id);
+            if classes.is_empty() {
+                numbers.remove(number);
+                self.numbers_version += 1;
+            }
+            if numbers.is_empty() {
+                self.by_port.remove(&name);
+            }
+        }
+    }
+}
+
+/// Takes an item out of one of the sets, and the set with the last item.
+pub(crate) fn take<K: Eq + Hash, T: Ord>(sets: &mut HashMap<K, BTreeSet<T>>, key: &K, item: &T) {
+    if let Some(set) = sets.get_mut(key) {
+        set.remove(item);
+        if set.is_empty() {
+            sets.remove(key);
         }
     }
 }
@@ -93,22 +154,18 @@ struct Mentioned {
 }
 
 impl Mentioned {
-    fn sees(&self, pod: &Pod) -> bool {
-        pod.labels.keys().any(|key| self.label_keys.contains(key))
-            || pod.ports.iter().any(|port| port.name.as_ref().is_some_and(|name| self.port_names.contains(name)))
-    }
-
-    fn traits(&self, pod: &Pod) -> PodTraits {
-        let labels = pod.labels.iter().filter(|(key, _)| self.label_keys.contains(*key));
-        let named_ports = pod.ports.iter().filter_map(|ContainerPort { name, protocol, port }| {
+    fn traits(&self, content: &Content) -> PodTraits {
+        let named_ports = content.ports.iter().filter_map(|ContainerPort { name, protocol, port }| {
             let name = name.as_ref().filter(|name| self.port_names.contains(*name))?;
             Some((*protocol, name.clone(), *port))
         });
-        PodTraits {
-            namespace: pod.namespace.clone(),
-            labels: labels.map(|(key, value)| (key.clone(), value.clone())).collect(),
-            named_ports: named_ports.collect(),
-        }
+        let labels = if content.labels.keys().all(|key| self.label_keys.contains(key)) {
+            content.labels.clone()
+        } else {
+            let mentioned = content.labels.iter().filter(|(key, _)| self.label_keys.contains(*key));
+            mentioned.map(|(key, value)| (key.clone(), value.clone())).collect()
+        };
+        PodTraits { namespace: content.namespace.clone(), labels, named_ports: named_ports.collect() }
     }
 }
 
@@ -125,65 +182,147 @@ impl PodClasses {
         self.classes.iter().map(|(id, class)| (*id, class))
     }
 
-    /// The numbers that a port name stands for, on whatever pod.
+    /// The class that pods of a kind are in.
+    pub(crate) fn class_of(&self, kind: KindId) -> Option<(PodClassId, &PodClass)> {
+        let id = self.kinds.get(&kind)?.class;
+        Some((id, self.classes.get(&id)?))
+    }
+
+    /// The pods of a class.
+    pub(crate) fn members<'a>(&'a self, class: &'a PodClass) -> impl Iterator<Item = &'a PodId> + 'a {
+        class.kinds.iter().filter_map(|kind| self.kinds.get(kind)).flat_map(|kind| &kind.members)
+    }
+
+    /// The classes of a namespace.
+    pub(crate) fn in_namespace(&self, namespace: &Arc<str>) -> impl Iterator<Item = PodClassId> {
+        self.directory.by_namespace.get(namespace).into_iter().flatten().copied()
+    }
+
+    /// The classes that have a mentioned label: by namespace.
+    pub(crate) fn with_label(
+        &self,
+        key: &Arc<str>,
+        value: &Arc<str>,
+    ) -> Option<&HashMap<Arc<str>, BTreeSet<PodClassId>>> {
+        self.directory.by_label.get(&(key.clone(), value.clone()))
+    }
+
+    /// The classes on which a mentioned port name stands for a number.
+    pub(crate) fn with_port(
+        &self,
+        protocol: Protocol,
+        name: &Arc<str>,
+        number: u16,
+    ) -> impl Iterator<Item = PodClassId> {
+        let numbers = self.directory.by_port.get(&(protocol, name.clone()));
+        numbers.and_then(|numbers| numbers.get(&number)).into_iter().flatten().copied()
+    }
+
+    /// The numbers that a port name stands for, on whatever pod; in order.
     pub(crate) fn numbers(&self, protocol: Protocol, name: &Arc<str>) -> impl Iterator<Item = u16> {
-        self.numbers.classes.get(&(protocol, name.clone())).into_iter().flat_map(BTreeMap::keys).copied()
+        self.directory.by_port.get(&(protocol, name.clone())).into_iter().flat_map(BTreeMap::keys).copied()
     }
 
     /// Changes whenever some answer of [`PodClasses::numbers`] does.
     pub(crate) fn numbers_version(&self) -> u64 {
-        self.numbers.version
+        self.directory.numbers_version
     }
 
-    /// Puts a pod into its class.
-    pub(crate) fn join(&mut self, pod: &Pod) -> PodClassId {
-        let traits = self.mentioned.traits(pod);
-        let id = match self.by_traits.get(&traits) {
+    /// Puts a pod among those of its kind.
+    pub(crate) fn join(&mut self, pod: &Pod) -> KindId {
+        let content = Content::of(pod);
+        let id = match self.by_content.get(&content) {
             Some(id) => *id,
-            None => {
-                let id = PodClassId(self.next);
-                self.next += 1;
-                self.by_traits.insert(traits.clone(), id);
-                let class = PodClass { traits, members: BTreeSet::new() };
-                self.numbers.add(&class);
-                self.classes.insert(id, class);
-                id
-            }
+            None => self.add_kind(content),
         };
-        if let Some(class) = self.classes.get_mut(&id) {
-            class.members.insert(pod.id.clone());
+        if let Some(kind) = self.kinds.get_mut(&id) {
+            kind.members.insert(pod.id.clone());
         }
         id
     }
 
-    /// Takes a pod out of its class; an empty class goes.
-    pub(crate) fn leave(&mut self, id: PodClassId, pod: &PodId) {
+    /// Takes a pod out again. A kind without pods goes, and so does a class without kinds.
+    pub(crate) fn leave(&mut self, id: KindId, pod: &PodId) {
+        let Some(kind) = self.kinds.get_mut(&id) else { return };
+        kind.members.remove(pod);
+        if kind.members.is_empty()
+            && let Some(kind) = self.kinds.remove(&id)
+        {
+            self.by_content.remove(&kind.content);
+            for key in kind.content.labels.keys() {
+                take(&mut self.by_key, key, &id);
+            }
+            for name in kind.content.port_names() {
+                take(&mut self.by_port_name, name, &id);
+            }
+            self.leave_class(kind.class, id);
+        }
+    }
+
+    fn add_kind(&mut self, content: Content) -> KindId {
+        let id = KindId(self.next());
+        for key in content.labels.keys() {
+            self.by_key.entry(key.clone()).or_default().insert(id);
+        }
+        for name in content.port_names() {
+            self.by_port_name.entry(name.clone()).or_default().insert(id);
+        }
+        let class = self.join_class(id, self.mentioned.traits(&content));
+        self.by_content.insert(content.clone(), id);
+        self.kinds.insert(id, Kind { content, class, members: BTreeSet::new() });
+        id
+    }
+
+    fn next(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn join_class(&mut self, kind: KindId, traits: PodTraits) -> PodClassId {
+        let id = match self.by_traits.get(&traits) {
+            Some(id) => *id,
+            None => {
+                let id = PodClassId(self.next());
+                self.by_traits.insert(traits.clone(), id);
+                self.directory.add(id, &traits);
+                self.classes.insert(id, PodClass { traits, kinds: BTreeSet::new() });
+                id
+            }
+        };
+        if let Some(class) = self.classes.get_mut(&id) {
+            class.kinds.insert(kind);
+        }
+        id
+    }
+
+    fn leave_class(&mut self, id: PodClassId, kind: KindId) {
         let Some(class) = self.classes.get_mut(&id) else { return };
-        class.members.remove(pod);
-        if class.members.is_empty()
+        class.kinds.remove(&kind);
+        if class.kinds.is_empty()
             && let Some(class) = self.classes.remove(&id)
         {
-            self.numbers.remove(&class);
+            self.directory.remove(id, &class.traits);
             self.by_traits.remove(&class.traits);
         }
     }
 
-    /// Takes note of the labels and port names of a policy and moves the pods that carry new ones.
-    pub(crate) fn mention<'a>(
-        &mut self,
-        policy: &Policy,
-        pods: impl Iterator<Item = (&'a Arc<Pod>, &'a mut Option<PodClassId>)>,
-    ) {
+    /// Takes note of the labels and port names of a policy and moves the kinds that have new ones.
+    pub(crate) fn mention(&mut self, policy: &Policy) {
         let new = self.new_in(policy);
-        if new.label_keys.is_empty() && new.port_names.is_empty() {
-            return;
-        }
-        self.mentioned.label_keys.extend(new.label_keys.iter().cloned());
-        self.mentioned.port_names.extend(new.port_names.iter().cloned());
-        for (pod, class) in pods {
-            if let Some(class) = class.as_mut().filter(|_| new.sees(pod)) {
-                self.leave(*class, &pod.id);
-                *class = self.join(pod);
+        let carrying = new.label_keys.iter().filter_map(|key| self.by_key.get(key));
+        let naming = new.port_names.iter().filter_map(|name| self.by_port_name.get(name));
+        let moving: BTreeSet<KindId> = carrying.chain(naming).flatten().copied().collect();
+        self.mentioned.label_keys.extend(new.label_keys);
+        self.mentioned.port_names.extend(new.port_names);
+        for id in moving {
+            let Some(kind) = self.kinds.get(&id) else { continue };
+            let (before, traits) = (kind.class, self.mentioned.traits(&kind.content));
+            let class = self.join_class(id, traits);
+            if let Some(kind) = self.kinds.get_mut(&id) {
+                kind.class = class;
+            }
+            if class != before {
+                self.leave_class(before, id);
             }
         }
     }

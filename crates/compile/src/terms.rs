@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ringfence_model::{IpBlock, Labels, NamespaceScope, Pod, PortMatch, PortRange, Ports, Protocol, Selector};
@@ -12,13 +11,19 @@ use crate::matcher::Matcher;
 use crate::pod_class::PodTraits;
 use crate::ports::{PortSet, ProtocolRange};
 
+/// The name of a term: it follows from what the term says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct TermId(pub(crate) Digest);
+
 /// One description of peers.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Term {
     /// Every peer, in and off the cluster.
     Anyone,
     /// Pods.
     Pods(PodTerm),
+    /// Pods that give a port name a certain number.
+    Serving(ServingTerm),
     /// Addresses, whoever owns them.
     Block(IpBlock),
 }
@@ -28,13 +33,52 @@ pub(crate) enum Term {
 pub(crate) struct PodTerm {
     pub(crate) namespaces: Namespaces,
     pub(crate) pods: Matcher,
-    /// Only pods with a container port of this protocol, name and number: what an egress rule with a port name means
-    /// for one number.
-    pub(crate) serving: Option<(Protocol, Arc<str>, u16)>,
+}
+
+/// What the port names of an egress rule mean for one number: pods that match one of the rule's peers and have a container
+/// port of that number under one of the names. What the rule says is shared by its terms, which may be many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServingTerm {
+    pub(crate) peers: Arc<PeerNames>,
+    pub(crate) protocol: Protocol,
+    pub(crate) number: u16,
+}
+
+/// The peers of an egress rule, and its port names of one protocol.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PeerNames {
+    digest: Digest,
+    peers: Vec<PodTerm>,
+    names: BTreeSet<Arc<str>>,
+}
+
+impl PeerNames {
+    pub(crate) fn new(peers: BTreeSet<PodTerm>, names: BTreeSet<Arc<str>>) -> PeerNames {
+        let mut digester = Digester::new("peers with port names");
+        digester.number(peers.len());
+        for peer in &peers {
+            peer.digest_into(&mut digester);
+        }
+        digester.number(names.len());
+        for name in &names {
+            digester.text(name);
+        }
+        PeerNames { digest: digester.finish(), peers: peers.into_iter().collect(), names }
+    }
+}
+
+impl ServingTerm {
+    /// The names, any of which may have the number.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.peers.names.iter()
+    }
 }
 
 /// The label that every namespace has: its name.
-const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+pub(crate) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// How many of a rule's peers are told to people, where they are many.
+const TOLD: usize = 4;
 
 /// A choice of namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,12 +94,12 @@ impl PodTerm {
             NamespaceScope::Own => Namespaces::One(namespace.clone()),
             NamespaceScope::Matching(selector) => Namespaces::Matching(Matcher::new(selector)),
         };
-        PodTerm { namespaces, pods: Matcher::new(pods), serving: None }
+        PodTerm { namespaces, pods: Matcher::new(pods) }
     }
 
     /// Every pod of the cluster.
     pub(crate) fn everything() -> PodTerm {
-        PodTerm { namespaces: Namespaces::Matching(Matcher::default()), pods: Matcher::default(), serving: None }
+        PodTerm { namespaces: Namespaces::Matching(Matcher::default()), pods: Matcher::default() }
     }
 
     /// Whether pods of a namespace can match at all. While its labels are not known, only its name is, and no other
@@ -71,36 +115,62 @@ impl PodTerm {
         }
     }
 
-    /// Whether a pod of a namespace that it reaches matches.
-    pub(crate) fn selects(&self, pod: &PodTraits) -> bool {
-        self.pods.matches(&pod.labels) && self.serving.as_ref().is_none_or(|port| pod.named_ports.contains(port))
+    /// Whether it matches a pod, given the labels of the pod's namespace.
+    pub(crate) fn selects(&self, pod: &PodTraits, namespace: Option<&Labels>) -> bool {
+        self.reaches(&pod.namespace, namespace) && self.pods.matches(&pod.labels)
+    }
+
+    fn digest_into(&self, digester: &mut Digester) {
+        match &self.namespaces {
+            Namespaces::One(name) => {
+                digester.text("one");
+                digester.text(name);
+            }
+            Namespaces::Matching(matcher) => {
+                digester.text("matching");
+                matcher.digest_into(digester);
+            }
+        }
+        self.pods.digest_into(digester);
+    }
+}
+
+impl fmt::Display for PodTerm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespaces {
+            Namespaces::One(name) => write!(f, "{name}/[{}]", self.pods),
+            Namespaces::Matching(matcher) => write!(f, "[{matcher}]/[{}]", self.pods),
+        }
     }
 }
 
 impl Term {
-    pub(crate) fn digest(&self) -> Digest {
+    /// Whether it matches a pod as a pod, given the labels of the pod's namespace.
+    pub(crate) fn selects(&self, pod: &PodTraits, namespace: Option<&Labels>) -> bool {
+        match self {
+            Term::Anyone | Term::Block(_) => false,
+            Term::Pods(term) => term.selects(pod, namespace),
+            Term::Serving(ServingTerm { peers, protocol, number }) => {
+                let mut ports = pod.named_ports.iter();
+                ports.any(|(p, name, n)| p == protocol && n == number && peers.names.contains(name))
+                    && peers.peers.iter().any(|peer| peer.selects(pod, namespace))
+            }
+        }
+    }
+
+    pub(crate) fn id(&self) -> TermId {
         let mut digester = Digester::new("term");
         match self {
             Term::Anyone => digester.text("anyone"),
-            Term::Pods(PodTerm { namespaces, pods, serving }) => {
+            Term::Pods(pods) => {
                 digester.text("pods");
-                match namespaces {
-                    Namespaces::One(name) => {
-                        digester.text("one");
-                        digester.text(name);
-                    }
-                    Namespaces::Matching(matcher) => {
-                        digester.text("matching");
-                        matcher.digest_into(&mut digester);
-                    }
-                }
                 pods.digest_into(&mut digester);
-                digester.number(usize::from(serving.is_some()));
-                if let Some((protocol, name, number)) = serving {
-                    digester.number(usize::from(protocol.number()));
-                    digester.text(name);
-                    digester.number(usize::from(*number));
-                }
+            }
+            Term::Serving(ServingTerm { peers, protocol, number }) => {
+                digester.text("serving");
+                digester.digest(peers.digest);
+                digester.number(usize::from(protocol.number()));
+                digester.number(usize::from(*number));
             }
             Term::Block(IpBlock { cidr, except }) => {
                 digester.text("block");
@@ -111,7 +181,7 @@ impl Term {
                 }
             }
         }
-        digester.finish()
+        TermId(digester.finish())
     }
 }
 
@@ -119,15 +189,18 @@ impl fmt::Display for Term {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Term::Anyone => f.write_str("anyone"),
-            Term::Pods(PodTerm { namespaces, pods, serving }) => {
-                match namespaces {
-                    Namespaces::One(name) => write!(f, "{name}/[{pods}]")?,
-                    Namespaces::Matching(matcher) => write!(f, "[{matcher}]/[{pods}]")?,
+            Term::Pods(pods) => pods.fmt(f),
+            Term::Serving(ServingTerm { peers, protocol, number }) => {
+                for (i, peer) in peers.peers.iter().take(TOLD).enumerate() {
+                    write!(f, "{}{peer}", if i == 0 { "" } else { " or " })?;
                 }
-                match serving {
-                    Some((protocol, name, number)) => write!(f, " with {protocol} {name}={number}"),
-                    None => Ok(()),
+                if peers.peers.len() > TOLD {
+                    write!(f, " or {} more", peers.peers.len() - TOLD)?;
                 }
+                for (i, name) in peers.names.iter().enumerate() {
+                    write!(f, "{}{name}", if i == 0 { format!(" with {protocol} ") } else { "|".to_owned() })?;
+                }
+                write!(f, "={number}")
             }
             Term::Block(IpBlock { cidr, except }) => {
                 write!(f, "{cidr}")?;
@@ -182,11 +255,4 @@ impl PortSpec {
 /// One port.
 pub(crate) fn single(protocol: Protocol, port: u16) -> ProtocolRange {
     ProtocolRange { protocol, ports: PortRange::single(port) }
-}
-
-/// A pod of this node, with the addresses it owns.
-#[derive(Debug)]
-pub(crate) struct LocalPod {
-    pub(crate) pod: Arc<Pod>,
-    pub(crate) addresses: Vec<IpAddr>,
 }

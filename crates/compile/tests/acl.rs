@@ -272,12 +272,12 @@ impl World {
     }
 }
 
-fn labels(labels: &[(&str, &str)]) -> Labels {
+fn labels<T: FromIterator<(Arc<str>, Arc<str>)>>(labels: &[(&str, &str)]) -> T {
     labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect()
 }
 
 fn namespace(name: &str, more: &[(&str, &str)]) -> Object {
-    let labels = labels(more).with("kubernetes.io/metadata.name", name);
+    let labels = labels::<Labels>(more).with("kubernetes.io/metadata.name", name);
     Object::Namespace(Namespace { name: name.into(), labels })
 }
 

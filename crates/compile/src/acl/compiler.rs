@@ -14,7 +14,6 @@ use crate::cluster::{Cluster, Touched};
 use crate::compiler::Compiler;
 use crate::guard::{Guard, UnknownPods, Watch};
 use crate::matcher::Matcher;
-use crate::rules::local_pods;
 use crate::terms::{Namespaces, PodTerm, PortSpec};
 
 /// Compiles the list of one node, again and again.
@@ -66,7 +65,7 @@ impl Compiler for AclCompiler {
             self.acl.generation = generation;
         }
         let mut rules_differ = touched.policies.iter().any(|namespace| self.namespaces.contains(namespace));
-        let pods_differ = all || touched.nodes.contains(&self.acl.node);
+        let pods_differ = all || touched.nodes.contains_key(&self.acl.node);
         if pods_differ {
             rules_differ |= self.take_stock(cluster);
         }
@@ -100,9 +99,9 @@ impl AclNamespace {
 impl AclCompiler {
     /// Looks who the node's pods are. Returns whether they are of other namespaces than before.
     fn take_stock(&mut self, cluster: &Cluster) -> bool {
-        let local = local_pods(cluster, &self.acl.node);
-        self.addresses = local.values().flatten().flat_map(|local| local.addresses.iter().copied()).collect();
-        let namespaces: BTreeSet<Arc<str>> = local.into_keys().collect();
+        let namespaces = cluster.local_namespaces(&self.acl.node);
+        let pods = namespaces.iter().flat_map(|namespace| cluster.local_pods(&self.acl.node, namespace));
+        self.addresses = pods.flat_map(|(_, addresses)| addresses).collect();
         let differ = self.namespaces != namespaces;
         self.namespaces = namespaces;
         differ
@@ -173,8 +172,7 @@ fn compile_namespace(
     let mut isolated = None;
     let mut policies = Vec::new();
     for policy in cluster.policies_in(name).filter(|policy| policy.isolates.covers(direction)) {
-        let subjects =
-            PodTerm { namespaces: Namespaces::One(name.clone()), pods: Matcher::new(&policy.pods), serving: None };
+        let subjects = PodTerm { namespaces: Namespaces::One(name.clone()), pods: Matcher::new(&policy.pods) };
         isolated = Some(described.isolated(name, direction, &subjects));
         let policy = PolicyCompiler { policy, direction, subjects, described }.compile();
         let same = before.and_then(|before| before.policy(&policy.name)).filter(|before| ***before == policy);

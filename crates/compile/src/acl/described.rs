@@ -68,7 +68,7 @@ impl Described {
         };
         let term = Term::Pods(pods.clone());
         let mut name = Name::new(kind);
-        name.0.digest(term.digest());
+        name.0.digest(term.id().0);
         let members = match port {
             None => Members::Addresses(OrdSet::new()),
             Some((protocol, port)) => {

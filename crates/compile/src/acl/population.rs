@@ -121,7 +121,7 @@ impl Population {
         });
         let mut places = Places::new();
         for Source { pods, sets } in reaching.iter().filter_map(|position| self.sources.get(*position)) {
-            if !pods.selects(&class.traits) {
+            if !pods.pods.matches(&class.traits.labels) {
                 continue;
             }
             for (set, port) in sets {
