@@ -9,8 +9,10 @@ use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::time::Instant;
 
+use clap::ValueEnum;
 use comfy_table::Table;
 use nix::sys::resource::{UsageWho, getrusage};
+use ringfence_compile::acl::AclCompiler;
 use ringfence_compile::{Compiler, NodeCompiler};
 use ringfence_dataplane::Demand;
 use ringfence_model::{Object, ObjectKey};
@@ -58,6 +60,25 @@ impl fmt::Display for Size {
     }
 }
 
+/// What is compiled to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Shape {
+    /// The program of nftables.
+    Gates,
+    /// The list of iptables.
+    List,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Shape::Gates => "gates (nftables)",
+            Shape::List => "list (iptables)",
+        })
+    }
+}
+
 /// What is changed. Each goes back and forth or round, so the cluster stays as large as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 enum Event {
@@ -102,8 +123,7 @@ impl fmt::Display for Event {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Costs {
     size: Size,
-    /// For which packet filter.
-    program: String,
+    shape: Shape,
     /// Filing all objects and compiling the first program, in milliseconds.
     from_scratch_ms: f64,
     from_scratch_processor_ms: f64,
@@ -133,12 +153,18 @@ impl Quantiles {
 }
 
 /// Measures each size in a process of its own.
-pub(crate) fn measure(sizes: &[Size], rounds: u32, report: &mut Report) -> Result<(), Box<dyn Error>> {
-    for size in sizes {
-        report.progress(&format!("compiling: {size} pods/policies/namespaces"));
-        let program = std::env::current_exe()?;
-        let mut child = Command::new(program);
+pub(crate) fn measure(
+    sizes: &[Size],
+    shapes: &[Shape],
+    rounds: u32,
+    report: &mut Report,
+) -> Result<(), Box<dyn Error>> {
+    for (shape, size) in shapes.iter().flat_map(|shape| sizes.iter().map(move |size| (shape, size))) {
+        report.progress(&format!("compiling to {shape}: {size} pods/policies/namespaces"));
+        let name = shape.to_possible_value().ok_or("no name")?;
+        let mut child = Command::new(std::env::current_exe()?);
         child.args(["--parts", "compile", "--compile-here", "--compile-rounds", &rounds.to_string()]);
+        child.args(["--compile-shapes", name.get_name()]);
         let output = child.args(["--compile-sizes", &size.to_string()]).stderr(Stdio::inherit()).output()?;
         if !output.status.success() {
             return Err(format!("compiling {size}: {}", output.status).into());
@@ -150,13 +176,16 @@ pub(crate) fn measure(sizes: &[Size], rounds: u32, report: &mut Report) -> Resul
 
 /// Measures one size in this process and prints it for [`measure`].
 #[allow(clippy::print_stdout, reason = "the answer to the process that asked")]
-pub(crate) fn measure_here(size: Size, rounds: u32) -> Result<(), Box<dyn Error>> {
-    let costs = costs::<NodeCompiler>("gates (nftables)", size, rounds)?;
+pub(crate) fn measure_here(size: Size, shape: Shape, rounds: u32) -> Result<(), Box<dyn Error>> {
+    let costs = match shape {
+        Shape::Gates => costs::<NodeCompiler>(shape, size, rounds)?,
+        Shape::List => costs::<AclCompiler>(shape, size, rounds)?,
+    };
     println!("{}", serde_json::to_string(&costs)?);
     Ok(())
 }
 
-fn costs<C: Compiler>(program: &str, size: Size, rounds: u32) -> Result<Costs, Box<dyn Error>>
+fn costs<C: Compiler>(shape: Shape, size: Size, rounds: u32) -> Result<Costs, Box<dyn Error>>
 where
     C::Output: Demand,
 {
@@ -186,15 +215,7 @@ where
         }
     }
     let events = samples.into_iter().map(|(event, samples)| (event, Quantiles::of(samples))).collect();
-    Ok(Costs {
-        size,
-        program: program.to_owned(),
-        from_scratch_ms,
-        from_scratch_processor_ms,
-        peak_mb,
-        before_mb,
-        events,
-    })
+    Ok(Costs { size, shape, from_scratch_ms, from_scratch_processor_ms, peak_mb, before_mb, events })
 }
 
 #[allow(clippy::large_enum_variant, reason = "used at once")]
@@ -265,7 +286,7 @@ pub(crate) fn tables(all: &[Costs]) -> Vec<(String, Table)> {
             costs.size.pods.to_string(),
             costs.size.policies.to_string(),
             costs.size.namespaces.to_string(),
-            costs.program.clone(),
+            costs.shape.to_string(),
             format!("{:.0}", costs.from_scratch_ms),
             format!("{:.0}", costs.from_scratch_processor_ms),
             format!("{:.0}", costs.peak_mb),
@@ -273,13 +294,11 @@ pub(crate) fn tables(all: &[Costs]) -> Vec<(String, Table)> {
         ]);
     }
     let mut tables = vec![("Compiling from scratch: filing all objects, and the first program".to_owned(), scratch)];
-    let mut programs: Vec<&String> = all.iter().map(|costs| &costs.program).collect();
-    programs.dedup();
-    for program in programs {
-        let of: Vec<&Costs> = all.iter().filter(|costs| costs.program == *program).collect();
-        let (Some(smallest), Some(largest)) =
-            (of.iter().min_by_key(|costs| costs.size.pods), of.iter().max_by_key(|costs| costs.size.pods))
-        else {
+    for shape in Shape::value_variants() {
+        let of: Vec<&Costs> = all.iter().filter(|costs| costs.shape == *shape).collect();
+        // Of several with as many pods, that with the fewest namespaces: the smallest has few.
+        let by = |costs: &&&Costs| (costs.size.pods, std::cmp::Reverse(costs.size.namespaces));
+        let (Some(smallest), Some(largest)) = (of.iter().min_by_key(by), of.iter().max_by_key(by)) else {
             continue;
         };
         let mut header = vec!["change".to_owned()];
@@ -295,7 +314,10 @@ pub(crate) fn tables(all: &[Costs]) -> Vec<(String, Table)> {
             row.push(format!("{:.1}", quantiles.median / before));
             table.add_row(row);
         }
-        tables.push((format!("One change, filed, compiled and compared, {program} (median / p99)"), table));
+        tables.push((
+            format!("One change, filed, compiled and compared: {shape} (median / p99; growth to {})", largest.size),
+            table,
+        ));
     }
     tables
 }

@@ -46,6 +46,9 @@ struct Args {
     /// Sizes for compile, the smallest first: PODS/POLICIES, or PODS/POLICIES/NAMESPACES.
     #[arg(long, value_delimiter = ',', default_values = ["1000/100", "10000/1000", "100000/10000", "100000/75000/25000"])]
     compile_sizes: Vec<compile::Size>,
+    /// What is compiled to.
+    #[arg(long, value_delimiter = ',', default_values = ["gates", "list"])]
+    compile_shapes: Vec<compile::Shape>,
     /// How often each change is compiled.
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     compile_rounds: u32,
@@ -90,7 +93,8 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     if let (true, [size]) = (args.compile_here, &args.compile_sizes[..]) {
-        return compile::measure_here(*size, args.compile_rounds);
+        let shape = args.compile_shapes.first().copied().unwrap_or(compile::Shape::Gates);
+        return compile::measure_here(*size, shape, args.compile_rounds);
     }
     // Real root keeps large socket buffers, which one transaction with 100,000 elements needs.
     let isolation = if report::is_root() { ringfence_lab::Isolation::RootOnly } else { ringfence_lab::Isolation::Auto };
@@ -103,7 +107,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         Vec::new()
     };
     if asked(Part::Compile) {
-        compile::measure(&args.compile_sizes, args.compile_rounds, &mut report)?;
+        compile::measure(&args.compile_sizes, &args.compile_shapes, args.compile_rounds, &mut report)?;
     }
     if asked(Part::Programming) {
         programming::measure(&args.entries, &mut report)?;

@@ -647,6 +647,41 @@ fn one_description_is_one_set() {
     assert_eq!(addresses(&acl, peers), ["10.0.0.1", "10.0.1.1"]);
 }
 
+/// A set stands for what it says, not for who says it.
+#[test]
+fn a_set_that_one_namespace_gives_up_and_another_takes_keeps_its_members() {
+    let mut world = World::new();
+    let everywhere = Peer::Pods { namespaces: NamespaceScope::Matching(Selector::default()), pods: app("api") };
+    let policy_of = |namespace: &str| {
+        let policy = policy("in", app("db"), Direction::Ingress, vec![rule(std::slice::from_ref(&everywhere), &[])]);
+        Object::Policy(Policy { id: PolicyId { namespace: namespace.into(), ..policy.id }, ..policy })
+    };
+    let local = |namespace: &str, address| {
+        Object::Pod(Pod { namespace: namespace.into(), ..pod(&format!("db-of-{namespace}"), "node-1", "db", address) })
+    };
+    // In either order of names: namespaces are compiled one after the other.
+    for (from, to) in [("shop", "web"), ("web", "shop")] {
+        world.apply([
+            namespace("shop", &[]),
+            namespace("web", &[]),
+            Object::Pod(pod("api", "node-2", "api", "10.0.1.1")),
+            local("shop", "10.0.0.1"),
+            local("web", "10.0.0.2"),
+            policy_of(from),
+        ]);
+        let mut touched = Touched::default();
+        world.objects.remove(&policy_of(from).key());
+        world.objects.insert(policy_of(to).key(), policy_of(to));
+        world.state.delete(&policy_of(from).key(), &mut touched);
+        world.state.apply(policy_of(to), &mut touched).unwrap();
+        let acl = world.compile(&touched);
+        let namespace = acl.side(Direction::Ingress).get(to).unwrap();
+        let AclPeers::Set(peers) = namespace.policies[0].rules[0].entries[0].peers else { panic!() };
+        assert_eq!(addresses(&acl, peers), ["10.0.1.1"]);
+        world.delete(&policy_of(to));
+    }
+}
+
 #[test]
 fn the_last_owner_of_an_address_counts() {
     let mut world = World::new();

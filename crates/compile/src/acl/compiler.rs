@@ -1,15 +1,16 @@
 //! The compiler of one node's list: keeps an [`Acl`] true to a [`Cluster`] with work that follows the change.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use ringfence_model::{Direction, Peer, Peers, Policy, Rule};
 
-use super::described::{Described, Scope, Who, known};
+use super::described::{Described, Scope, Sources, Who, known};
 use super::population::Population;
-use super::{Acl, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetRole};
+use super::{
+    Acl, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId, SetRole,
+};
 use crate::cluster::{Cluster, Touched};
 use crate::compiler::Compiler;
 use crate::guard::{Guard, UnknownPods, Watch};
@@ -18,16 +19,14 @@ use crate::terms::{Namespaces, PodTerm, PortSpec};
 
 /// Compiles the list of one node, again and again.
 ///
-/// A change of remote pods costs a few look-ups per address; one of the node's own pods, some for each of them. Policies
-/// are read again only when one changes in a namespace of the node's pods, or when the node gets or loses such a namespace.
-/// Only where that leads to other sets, or labels of namespaces change, every pod class is asked again, and members are
-/// looked at only where the class belongs in other sets than before.
+/// A change of remote pods costs a few look-ups per address. Of the namespaces of the node's own pods those are compiled
+/// again in which a policy changed, or that get their first pod here or lose the last; beyond them it is looked at the pods
+/// only that belong in other sets than before, and at those of namespaces with other labels.
 pub struct AclCompiler {
     acl: Acl,
-    /// Namespaces of the node's pods: policies elsewhere cannot select any of them.
-    namespaces: BTreeSet<Arc<str>>,
-    /// What the node's pods own.
-    addresses: BTreeSet<IpAddr>,
+    homes: BTreeMap<Arc<str>, Home>,
+    /// How many homes refer to each set. Never zero.
+    holders: HashMap<SetId, usize>,
     /// The members of sets of local pods.
     local: Population,
     /// The members of sets of peers.
@@ -36,14 +35,22 @@ pub struct AclCompiler {
     fresh: bool,
 }
 
+/// What a namespace of the node's pods refers to. Policies elsewhere cannot select any of them.
+#[derive(Default)]
+struct Home {
+    sets: BTreeSet<SetId>,
+    local: Sources,
+    cluster: Sources,
+}
+
 impl Compiler for AclCompiler {
     type Output = Acl;
 
     fn for_node(node: Arc<str>) -> AclCompiler {
         AclCompiler {
             acl: Acl::empty(node),
-            namespaces: BTreeSet::new(),
-            addresses: BTreeSet::new(),
+            homes: BTreeMap::new(),
+            holders: HashMap::new(),
             local: Population::default(),
             cluster: Population::default(),
             watch: Watch::default(),
@@ -64,23 +71,31 @@ impl Compiler for AclCompiler {
             *self = AclCompiler { fresh: false, watch, ..AclCompiler::for_node(self.acl.node.clone()) };
             self.acl.generation = generation;
         }
-        let mut rules_differ = touched.policies.iter().any(|namespace| self.namespaces.contains(namespace));
-        let pods_differ = all || touched.nodes.contains_key(&self.acl.node);
-        if pods_differ {
-            rules_differ |= self.take_stock(cluster);
-        }
-        let peers_differ = rules_differ && self.compile_rules(cluster);
-        if peers_differ || !touched.namespaces.is_empty() {
-            self.cluster.settle_all(cluster, &mut self.acl.sets);
-        }
-        for address in &touched.addresses {
-            self.cluster.settle(cluster, *address, &mut self.acl.sets);
-        }
-        if pods_differ || rules_differ {
-            self.local.settle_only(cluster, &self.addresses, &mut self.acl.sets);
-            self.cluster.forget_gone(cluster);
-        }
         let node = self.acl.node.clone();
+        let outdated = self.outdated(cluster, touched, all);
+        let mut released = Vec::new();
+        for (namespace, has_pods) in &outdated {
+            released.extend(self.compile_home(cluster, namespace, *has_pods));
+        }
+        // Last: a set that one namespace gives up and another takes keeps its members.
+        for id in released {
+            self.release(id);
+        }
+        let sets = &mut self.acl.sets;
+        self.cluster.settle_affected(cluster, all, &touched.namespaces, sets);
+        self.local.forget_affected(cluster);
+        for address in &touched.addresses {
+            self.cluster.settle(cluster, *address, sets);
+            self.local.settle_on(&node, cluster, *address, sets);
+        }
+        for (namespace, _) in &outdated {
+            for address in cluster.local_pods(&node, namespace).flat_map(|(_, addresses)| addresses) {
+                self.local.settle_on(&node, cluster, address, sets);
+            }
+        }
+        for population in [&mut self.cluster, &mut self.local] {
+            population.forget_gone(cluster);
+        }
         put_guard(&mut self.acl, self.watch.follow(cluster, touched, &node, all));
         self.acl.generation += 1;
         self.acl.node_addresses =
@@ -97,43 +112,76 @@ impl AclNamespace {
 }
 
 impl AclCompiler {
-    /// Looks who the node's pods are. Returns whether they are of other namespaces than before.
-    fn take_stock(&mut self, cluster: &Cluster) -> bool {
-        let namespaces = cluster.local_namespaces(&self.acl.node);
-        let pods = namespaces.iter().flat_map(|namespace| cluster.local_pods(&self.acl.node, namespace));
-        self.addresses = pods.flat_map(|(_, addresses)| addresses).collect();
-        let differ = self.namespaces != namespaces;
-        self.namespaces = namespaces;
-        differ
+    /// The namespaces that have to be compiled again, and whether each has pods on the node.
+    fn outdated(&self, cluster: &Cluster, touched: &Touched, all: bool) -> Vec<(Arc<str>, bool)> {
+        if all {
+            return cluster.local_namespaces(&self.acl.node).into_iter().map(|namespace| (namespace, true)).collect();
+        }
+        let mut outdated = Vec::new();
+        for namespace in touched.nodes.get(&self.acl.node).into_iter().flatten() {
+            let has_pods = cluster.local_pods(&self.acl.node, namespace).next().is_some();
+            if has_pods != self.homes.contains_key(namespace) {
+                outdated.push((namespace.clone(), has_pods));
+            }
+        }
+        for namespace in touched.policies.iter().filter(|namespace| self.homes.contains_key(*namespace)) {
+            if !outdated.iter().any(|(known, _)| known == namespace) {
+                outdated.push((namespace.clone(), true));
+            }
+        }
+        outdated
     }
 
-    /// Reads the policies. Returns whether they speak of other peers than before.
-    fn compile_rules(&mut self, cluster: &Cluster) -> bool {
+    /// Reads the policies of one namespace. Returns the sets that it referred to before, to be released.
+    fn compile_home(&mut self, cluster: &Cluster, namespace: &Arc<str>, has_pods: bool) -> BTreeSet<SetId> {
         let mut described = Described::default();
         for direction in Direction::ALL {
-            let namespaces = self.namespaces.iter().filter_map(|name| {
-                let before = self.acl.side(direction).get(name);
-                Some((name.clone(), compile_namespace(cluster, name, direction, before, &mut described)?))
-            });
-            let namespaces = namespaces.collect();
-            match direction {
-                Direction::Ingress => self.acl.ingress = namespaces,
-                Direction::Egress => self.acl.egress = namespaces,
+            let before = self.acl.side(direction).get(namespace).cloned();
+            let after = if has_pods {
+                compile_namespace(cluster, namespace, direction, before.as_ref(), &mut described)
+            } else {
+                None
+            };
+            let namespaces = match direction {
+                Direction::Ingress => &mut self.acl.ingress,
+                Direction::Egress => &mut self.acl.egress,
+            };
+            match (before, after) {
+                (Some(before), Some(after)) if Arc::ptr_eq(&before, &after) => {}
+                (_, Some(after)) => {
+                    namespaces.insert(namespace.clone(), after);
+                }
+                (Some(_), None) => {
+                    namespaces.remove(namespace);
+                }
+                (None, None) => {}
             }
         }
-        let sets = &mut self.acl.sets;
-        let gone = sets.iter().filter(|(id, set)| !described.sets.contains_key(id) && set.role != SetRole::Known);
-        let gone: Vec<_> = gone.map(|(id, _)| *id).collect();
-        for id in gone {
-            sets.remove(&id);
-        }
-        for (id, set) in described.sets {
-            if !sets.contains_key(&id) {
-                sets.insert(id, set);
+        let before = self.homes.remove(namespace).unwrap_or_default();
+        let Described { sets, local, cluster } = described;
+        let after = Home { sets: sets.keys().copied().collect(), local, cluster };
+        for (id, set) in sets {
+            let holders = self.holders.entry(id).or_default();
+            if *holders == 0 {
+                self.acl.sets.insert(id, set);
             }
+            *holders += 1;
         }
-        self.local.describe(described.local);
-        self.cluster.describe(described.cluster)
+        self.local.describe(&after.local, &before.local);
+        self.cluster.describe(&after.cluster, &before.cluster);
+        if has_pods {
+            self.homes.insert(namespace.clone(), after);
+        }
+        before.sets
+    }
+
+    fn release(&mut self, id: SetId) {
+        let Some(holders) = self.holders.get_mut(&id) else { return };
+        *holders -= 1;
+        if *holders == 0 {
+            self.holders.remove(&id);
+            self.acl.sets.remove(&id);
+        }
     }
 }
 

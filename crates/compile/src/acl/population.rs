@@ -11,75 +11,125 @@ use super::described::{PortName, Sources};
 use super::{AclSet, Members, SetId};
 use crate::cluster::Cluster;
 use crate::pod_class::{PodClass, PodClassId};
-use crate::terms::PodTerm;
+use crate::selection::{TermIndex, classes_of};
+use crate::terms::{Term, TermId};
 
 /// The sets of a list.
 pub(super) type Sets = OrdMap<SetId, AclSet>;
 
+/// Pod classes, and where they belonged as far as that is known.
+pub(super) type Affected = BTreeMap<PodClassId, Option<Arc<Places>>>;
+
 /// The members of some of the sets of a list. A set belongs to one population only.
 #[derive(Default)]
 pub(super) struct Population {
-    sources: Vec<Source>,
-    /// The positions in `sources` whose term reaches a namespace.
-    reaching: HashMap<Arc<str>, Arc<[usize]>>,
+    sources: HashMap<TermId, Source>,
+    index: TermIndex<TermId>,
+    /// The sources whose pods belong in other sets than before.
+    changed: BTreeSet<TermId>,
     /// A memo: pod class ids are never used twice.
     by_class: HashMap<PodClassId, Arc<Places>>,
     /// Where addresses are now. Never empty.
     by_address: HashMap<IpAddr, Arc<Places>>,
 }
 
-#[derive(PartialEq, Eq)]
+/// Pods, and the sets they belong in.
 struct Source {
-    pods: PodTerm,
-    sets: BTreeMap<SetId, Option<PortName>>,
+    term: Term,
+    sets: BTreeMap<SetId, Belonging>,
+}
+
+/// How pods belong in a set, and how many homes say so.
+struct Belonging {
+    port: Option<PortName>,
+    holders: usize,
 }
 
 /// The places of one address in sets.
-type Places = BTreeSet<Place>;
+pub(super) type Places = BTreeSet<Place>;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
+pub(super) enum Place {
     Address(SetId),
     Endpoint(SetId, Protocol, u16),
 }
 
 impl Population {
-    /// Sets who belongs where, to be followed by settling everybody. Returns whether it is news.
-    pub(super) fn describe(&mut self, sources: Sources) -> bool {
-        let sources: Vec<Source> = sources.into_iter().map(|(pods, sets)| Source { pods, sets }).collect();
-        let news = sources != self.sources;
-        self.sources = sources;
-        news
-    }
-
-    /// Settles all pods of the cluster after other descriptions or other labels of namespaces. Looks at the members of
-    /// those classes only that belong somewhere else than before.
-    pub(super) fn settle_all(&mut self, cluster: &Cluster, sets: &mut Sets) {
-        self.reaching.clear();
-        let before = std::mem::take(&mut self.by_class);
-        for (id, class) in cluster.classes().iter() {
-            let places = self.places_of(cluster, id, class);
-            match before.get(&id) {
-                // Members that stay where they are and those to come share memory.
-                Some(same) if *same == places => {
-                    self.by_class.insert(id, same.clone());
+    /// Takes note of who belongs where according to one home, in place of what the same home said before.
+    pub(super) fn describe(&mut self, after: &Sources, before: &Sources) {
+        for (pods, sets) in after {
+            let term = Term::Pods(pods.clone());
+            let id = term.id();
+            let source = self.sources.entry(id).or_insert_with(|| {
+                self.index.insert(id, &term);
+                Source { term, sets: BTreeMap::new() }
+            });
+            for (set, port) in sets {
+                let belonging = source.sets.entry(*set).or_insert_with(|| Belonging { port: port.clone(), holders: 0 });
+                if belonging.holders == 0 {
+                    self.changed.insert(id);
                 }
-                _ => cluster.member_addresses(class).for_each(|address| self.settle(cluster, address, sets)),
+                belonging.holders += 1;
+            }
+        }
+        for (pods, sets) in before {
+            let id = Term::Pods(pods.clone()).id();
+            let Some(source) = self.sources.get_mut(&id) else { continue };
+            for set in sets.keys() {
+                let Some(belonging) = source.sets.get_mut(set) else { continue };
+                belonging.holders -= 1;
+                if belonging.holders == 0 {
+                    source.sets.remove(set);
+                    self.changed.insert(id);
+                }
             }
         }
     }
 
-    /// Settles the pods with these addresses, and nobody else.
-    pub(super) fn settle_only(&mut self, cluster: &Cluster, addresses: &BTreeSet<IpAddr>, sets: &mut Sets) {
-        self.reaching.clear();
-        self.by_class.clear();
-        let gone: Vec<IpAddr> =
-            self.by_address.keys().filter(|address| !addresses.contains(address)).copied().collect();
-        for address in gone {
-            self.place(address, &Arc::default(), sets);
+    /// Forgets where the classes belong that some source has changed for. Returns them, with where they belonged. Sources
+    /// that say nothing any more go.
+    pub(super) fn forget_affected(&mut self, cluster: &Cluster) -> Affected {
+        let mut affected = BTreeSet::new();
+        for id in std::mem::take(&mut self.changed) {
+            let Some(source) = self.sources.get(&id) else { continue };
+            affected.extend(classes_of(cluster, &source.term));
+            if source.sets.is_empty()
+                && let Some(source) = self.sources.remove(&id)
+            {
+                self.index.remove(id, &source.term);
+            }
         }
-        for address in addresses {
-            self.settle(cluster, *address, sets);
+        affected.into_iter().map(|id| (id, self.by_class.remove(&id))).collect()
+    }
+
+    /// Settles all pods, or those that may belong somewhere else than before because sources or the labels of these
+    /// namespaces have changed. Looks at the members of those classes only that do.
+    pub(super) fn settle_affected<'a>(
+        &mut self,
+        cluster: &Cluster,
+        all: bool,
+        namespaces: impl IntoIterator<Item = &'a Arc<str>>,
+        sets: &mut Sets,
+    ) {
+        let mut affected = self.forget_affected(cluster);
+        let others: Vec<PodClassId> = if all {
+            cluster.classes().iter().map(|(id, _)| id).collect()
+        } else {
+            namespaces.into_iter().flat_map(|namespace| cluster.classes().in_namespace(namespace)).collect()
+        };
+        for id in others {
+            affected.entry(id).or_insert_with(|| self.by_class.remove(&id));
+        }
+        for (id, before) in affected {
+            let Some(class) = cluster.classes().get(id) else { continue };
+            let places = self.places_of(cluster, id, class);
+            match before {
+                // Members that stay where they are and those to come share memory.
+                Some(same) if same == places => {
+                    self.by_class.insert(id, same);
+                }
+                _ => cluster.member_addresses(class).for_each(|address| self.settle(cluster, address, sets)),
+            }
         }
     }
 
@@ -89,9 +139,21 @@ impl Population {
         self.place(address, &places.unwrap_or_default(), sets);
     }
 
-    /// Drops what it knows of classes that are gone.
+    /// The same, if its owner is on a node; nowhere if not.
+    pub(super) fn settle_on(&mut self, node: &str, cluster: &Cluster, address: IpAddr, sets: &mut Sets) {
+        let owner = cluster.owner(address).and_then(|id| cluster.pod(id));
+        if owner.is_some_and(|pod| pod.node.as_deref() == Some(node)) {
+            self.settle(cluster, address, sets);
+        } else {
+            self.place(address, &Arc::default(), sets);
+        }
+    }
+
+    /// Drops what it knows of classes that are gone, once they are as many as those that are there.
     pub(super) fn forget_gone(&mut self, cluster: &Cluster) {
-        self.by_class.retain(|id, _| cluster.classes().get(*id).is_some());
+        if self.by_class.len() > 2 * cluster.classes().len() {
+            self.by_class.retain(|id, _| cluster.classes().get(*id).is_some());
+        }
     }
 
     fn place(&mut self, address: IpAddr, after: &Arc<Places>, sets: &mut Sets) {
@@ -113,18 +175,14 @@ impl Population {
         if let Some(known) = self.by_class.get(&id) {
             return known.clone();
         }
-        let namespace = &class.traits.namespace;
-        let reaching = self.reaching.entry(namespace.clone()).or_insert_with(|| {
-            let labels = cluster.namespace_labels(namespace);
-            let reaching = self.sources.iter().enumerate().filter(|(_, s)| s.pods.reaches(namespace, labels));
-            reaching.map(|(position, _)| position).collect()
-        });
+        let namespace = cluster.namespace_labels(&class.traits.namespace);
         let mut places = Places::new();
-        for Source { pods, sets } in reaching.iter().filter_map(|position| self.sources.get(*position)) {
-            if !pods.pods.matches(&class.traits.labels) {
+        for id in self.index.candidates(&class.traits, namespace) {
+            let Some(source) = self.sources.get(&id) else { continue };
+            if !source.term.selects(&class.traits, namespace) {
                 continue;
             }
-            for (set, port) in sets {
+            for (set, Belonging { port, .. }) in &source.sets {
                 match port {
                     None => {
                         places.insert(Place::Address(*set));
