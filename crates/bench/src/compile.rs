@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::time::Instant;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use comfy_table::Table;
 use nix::sys::resource::{UsageWho, getrusage};
 use ringfence_compile::acl::AclCompiler;
@@ -23,18 +23,33 @@ use crate::mix::Mix;
 use crate::process::Memory;
 use crate::report::{Report, markdown, median, percentile};
 
+/// How compiling is measured.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// Sizes for compile, the smallest first: PODS/POLICIES, or PODS/POLICIES/NAMESPACES.
+    #[arg(long, value_delimiter = ',')]
+    #[arg(default_values = ["1000/100", "10000/1000", "100000/10000", "100000/75000/25000"])]
+    compile_sizes: Vec<Size>,
+    /// What is compiled to.
+    #[arg(long, value_delimiter = ',', default_values = ["gates", "list"])]
+    compile_shapes: Vec<Shape>,
+    /// How often each change is compiled.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    compile_rounds: u32,
+    /// Policies of one pod, besides those of the size.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    compile_hot_policies: u32,
+    /// Measure the one size here and print it for the process that started this one.
+    #[arg(long, hide = true)]
+    pub(crate) compile_here: bool,
+}
+
 /// A size of cluster, as it is given on the command line: `PODS/POLICIES`, or `PODS/POLICIES/NAMESPACES`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Size {
     pods: u32,
     policies: u32,
     namespaces: u32,
-}
-
-impl Size {
-    fn mix(self) -> Mix {
-        Mix { namespaces: self.namespaces, ..Mix::new(self.pods, self.policies) }
-    }
 }
 
 impl FromStr for Size {
@@ -96,6 +111,7 @@ enum Event {
     WideAdded,
     WideChanged,
     WideDeleted,
+    HotPolicy,
 }
 
 impl fmt::Display for Event {
@@ -115,6 +131,7 @@ impl fmt::Display for Event {
             Event::WideAdded => "policy of 1,000 pods added",
             Event::WideChanged => "policy of 1,000 pods changed",
             Event::WideDeleted => "policy of 1,000 pods deleted",
+            Event::HotPolicy => "one of many policies of one pod changed",
         })
     }
 }
@@ -153,17 +170,15 @@ impl Quantiles {
 }
 
 /// Measures each size in a process of its own.
-pub(crate) fn measure(
-    sizes: &[Size],
-    shapes: &[Shape],
-    rounds: u32,
-    report: &mut Report,
-) -> Result<(), Box<dyn Error>> {
-    for (shape, size) in shapes.iter().flat_map(|shape| sizes.iter().map(move |size| (shape, size))) {
+pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), Box<dyn Error>> {
+    let sizes = &options.compile_sizes;
+    for (shape, size) in options.compile_shapes.iter().flat_map(|shape| sizes.iter().map(move |size| (shape, size))) {
         report.progress(&format!("compiling to {shape}: {size} pods/policies/namespaces"));
         let name = shape.to_possible_value().ok_or("no name")?;
         let mut child = Command::new(std::env::current_exe()?);
-        child.args(["--parts", "compile", "--compile-here", "--compile-rounds", &rounds.to_string()]);
+        child.args(["--parts", "compile", "--compile-here"]);
+        child.args(["--compile-rounds", &options.compile_rounds.to_string()]);
+        child.args(["--compile-hot-policies", &options.compile_hot_policies.to_string()]);
         child.args(["--compile-shapes", name.get_name()]);
         let output = child.args(["--compile-sizes", &size.to_string()]).stderr(Stdio::inherit()).output()?;
         if !output.status.success() {
@@ -174,22 +189,28 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// Measures one size in this process and prints it for [`measure`].
+/// Measures the first size in this process and prints it for [`measure`].
 #[allow(clippy::print_stdout, reason = "the answer to the process that asked")]
-pub(crate) fn measure_here(size: Size, shape: Shape, rounds: u32) -> Result<(), Box<dyn Error>> {
+pub(crate) fn measure_here(options: &Options) -> Result<(), Box<dyn Error>> {
+    let size = options.compile_sizes.first().copied().ok_or("no size")?;
+    let mix = Mix {
+        namespaces: size.namespaces,
+        hot_policies: options.compile_hot_policies,
+        ..Mix::new(size.pods, size.policies)
+    };
+    let shape = options.compile_shapes.first().copied().ok_or("no shape")?;
     let costs = match shape {
-        Shape::Gates => costs::<NodeCompiler>(shape, size, rounds)?,
-        Shape::List => costs::<AclCompiler>(shape, size, rounds)?,
+        Shape::Gates => costs::<NodeCompiler>(shape, size, &mix, options.compile_rounds)?,
+        Shape::List => costs::<AclCompiler>(shape, size, &mix, options.compile_rounds)?,
     };
     println!("{}", serde_json::to_string(&costs)?);
     Ok(())
 }
 
-fn costs<C: Compiler>(shape: Shape, size: Size, rounds: u32) -> Result<Costs, Box<dyn Error>>
+fn costs<C: Compiler>(shape: Shape, size: Size, mix: &Mix, rounds: u32) -> Result<Costs, Box<dyn Error>>
 where
     C::Output: Demand,
 {
-    let mix = size.mix();
     let before_mb = Memory::of("self")?.resident;
     let objects: Vec<Object> = mix.objects().collect();
     let (start, processor) = (Instant::now(), processor_ms()?);
@@ -201,7 +222,7 @@ where
 
     let mut samples: BTreeMap<Event, Vec<f64>> = BTreeMap::new();
     for round in 0..rounds {
-        for (event, change) in changes(&mix, round) {
+        for (event, change) in changes(mix, round) {
             let start = Instant::now();
             match change {
                 Change::Apply(object) => world.apply(object)?,
@@ -259,6 +280,7 @@ fn changes(mix: &Mix, round: u32) -> Vec<(Event, Change)> {
         apply(Event::WideAdded, wide(2 * round)),
         apply(Event::WideChanged, wide(2 * round + 1)),
         delete(Event::WideDeleted, &wide(0)),
+        apply(Event::HotPolicy, Object::Policy(mix.hot_policy(round % mix.hot_policies.max(1), 1 + round))),
     ]
 }
 

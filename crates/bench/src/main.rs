@@ -43,18 +43,8 @@ struct Args {
     /// What to measure.
     #[arg(long, value_delimiter = ',', default_values = ["compile", "programming", "scale", "agent", "latency", "growth"])]
     parts: Vec<Part>,
-    /// Sizes for compile, the smallest first: PODS/POLICIES, or PODS/POLICIES/NAMESPACES.
-    #[arg(long, value_delimiter = ',', default_values = ["1000/100", "10000/1000", "100000/10000", "100000/75000/25000"])]
-    compile_sizes: Vec<compile::Size>,
-    /// What is compiled to.
-    #[arg(long, value_delimiter = ',', default_values = ["gates", "list"])]
-    compile_shapes: Vec<compile::Shape>,
-    /// How often each change is compiled.
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    compile_rounds: u32,
-    /// Measure the one size here and print it for the process that started this one.
-    #[arg(long, hide = true)]
-    compile_here: bool,
+    #[command(flatten)]
+    compile: compile::Options,
     /// Sizes: allowed peers of the probed pod.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000, 100_000])]
     entries: Vec<u32>,
@@ -92,9 +82,8 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
-    if let (true, [size]) = (args.compile_here, &args.compile_sizes[..]) {
-        let shape = args.compile_shapes.first().copied().unwrap_or(compile::Shape::Gates);
-        return compile::measure_here(*size, shape, args.compile_rounds);
+    if args.compile.compile_here {
+        return compile::measure_here(&args.compile);
     }
     // Real root keeps large socket buffers, which one transaction with 100,000 elements needs.
     let isolation = if report::is_root() { ringfence_lab::Isolation::RootOnly } else { ringfence_lab::Isolation::Auto };
@@ -107,7 +96,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         Vec::new()
     };
     if asked(Part::Compile) {
-        compile::measure(&args.compile_sizes, &args.compile_shapes, args.compile_rounds, &mut report)?;
+        compile::measure(&args.compile, &mut report)?;
     }
     if asked(Part::Programming) {
         programming::measure(&args.entries, &mut report)?;

@@ -59,7 +59,7 @@ impl Mix {
         });
         let our_node = Node { name: OUR_NODE.into(), addresses: vec![NODE_ADDRESS], pod_cidrs: Vec::new() };
         let policies = (0..mix.policies).map(move |number| Object::Policy(mix.policy(number, 0)));
-        let hot = (0..mix.hot_policies).map(move |number| Object::Policy(mix.hot_policy(number)));
+        let hot = (0..mix.hot_policies).map(move |number| Object::Policy(mix.hot_policy(number, 0)));
         let pods = (0..mix.pods).map(move |number| Object::Pod(mix.pod(number, 0)));
         let wide = (0..WIDE_PODS).map(move |number| Object::Pod(mix.wide_pod(number)));
         let mut shared = Shared::default();
@@ -142,10 +142,10 @@ impl Mix {
         pod("hot", "hot", OUR_NODE, IpAddr::V4(Ipv4Addr::new(10, 250, 0, 1)), vec![("app", "hot".to_owned())])
     }
 
-    /// Lets one app of one team in to the hot pod, by one port.
-    pub(crate) fn hot_policy(&self, number: u32) -> Policy {
+    /// Lets one app of one team in to the hot pod, by one port, which is another one after each change.
+    pub(crate) fn hot_policy(&self, number: u32, changes: u32) -> Policy {
         let peers = [elsewhere("team", &team_name(number), selector("app", &format!("app-{}", number / TEAMS % APPS)))];
-        let ports = [tcp(10_000 + (number % 50_000) as u16)];
+        let ports = [tcp(10_000 + ((number + changes) % 50_000) as u16)];
         policy("hot", &format!("hot-{number:05}"), selector("app", "hot"), vec![rule(peers, ports)], vec![])
     }
 
@@ -166,7 +166,7 @@ impl Mix {
         // After the ten kinds they come again, for other apps.
         let round = kind / 10;
         let app = |offset: u32| selector("app", &format!("app-{}", (round + offset) % APPS));
-        let port = tcp((8_000 + round % 8) as u16);
+        let port = tcp(8_000 + (round % 8) as u16);
         let (namespace, name) = (Mix::name_of(home), format!("policy-{kind:05}"));
         let make = |pods, ingress, egress| policy(&namespace, &name, pods, ingress, egress);
         let any = Selector::default;
@@ -217,12 +217,12 @@ impl Mix {
 /// The pods of the platform's namespaces.
 fn infrastructure() -> impl Iterator<Item = Object> {
     let kinds = [
-        ("kube-system", "k8s-app", "kube-dns", 10),
-        ("monitoring", "app", "prometheus", 2),
-        ("ingress-system", "app", "ingress", 20),
+        (0, "kube-system", "k8s-app", "kube-dns", 10),
+        (256, "monitoring", "app", "prometheus", 2),
+        (512, "ingress-system", "app", "ingress", 20),
     ];
-    let pods = kinds.into_iter().enumerate().flat_map(|(kind, (namespace, key, value, count))| {
-        (0..count).map(move |number| (kind as u32 * 256 + number, namespace, key, value))
+    let pods = kinds.into_iter().flat_map(|(first, namespace, key, value, count)| {
+        (first..first + count).map(move |number| (number, namespace, key, value))
     });
     pods.map(|(number, namespace, key, value)| {
         let address = address(Ipv4Addr::new(10, 251, 0, 1), number);

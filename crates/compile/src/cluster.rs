@@ -8,14 +8,14 @@ use ipnet::IpNet;
 use ringfence_model::{Labels, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Policy, PolicyId, Tier};
 
 use crate::guard::disjoint;
-use crate::pod_class::{KindId, PodClass, PodClassId, PodClasses, take};
+use crate::pod_class::{KindId, Label, PodClass, PodClassId, PodClasses, take};
 
 /// The objects of a cluster. Its content follows from the last value applied for each object, in whatever order they came.
 #[derive(Default)]
 pub struct Cluster {
     namespaces: BTreeMap<Arc<str>, Labels>,
-    /// By key and value. Never empty.
-    namespaces_by_label: HashMap<(Arc<str>, Arc<str>), BTreeSet<Arc<str>>>,
+    /// None of the sets is empty.
+    namespaces_by_label: HashMap<Label, BTreeSet<Arc<str>>>,
     nodes: BTreeMap<Arc<str>, Node>,
     pods: HashMap<PodId, PodEntry>,
     /// With the namespaces of the pods.

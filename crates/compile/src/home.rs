@@ -24,7 +24,7 @@ pub(crate) struct Home {
     /// The isolated pods, by the addresses they own.
     pub(crate) subjects: BTreeMap<IpAddr, Subject>,
     /// The gates that they lead to.
-    pub(crate) gates: HashMap<GateId, Led>,
+    pub(crate) gates: BTreeMap<GateId, Led>,
 }
 
 /// A gate, and who leads to it.

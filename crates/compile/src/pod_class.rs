@@ -16,6 +16,12 @@ pub(crate) struct PodClassId(u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct KindId(u64);
 
+/// A label's key and value.
+pub(crate) type Label = (Arc<str>, Arc<str>);
+
+/// Pod classes by namespace. None of the sets is empty.
+pub(crate) type ByNamespace = HashMap<Arc<str>, BTreeSet<PodClassId>>;
+
 /// Pods of one namespace with the same labels and the same ports, as one template makes them.
 struct Kind {
     content: Content,
@@ -86,9 +92,8 @@ pub(crate) struct PodClasses {
 /// Where to find classes by what they have. Nothing in it is empty.
 #[derive(Default)]
 struct Directory {
-    by_namespace: HashMap<Arc<str>, BTreeSet<PodClassId>>,
-    /// By key and value, then by namespace.
-    by_label: HashMap<(Arc<str>, Arc<str>), HashMap<Arc<str>, BTreeSet<PodClassId>>>,
+    by_namespace: ByNamespace,
+    by_label: HashMap<Label, ByNamespace>,
     /// By protocol and name, then by number.
     by_port: HashMap<(Protocol, Arc<str>), BTreeMap<u16, BTreeSet<PodClassId>>>,
     /// Counts changes of the numbers that port names stand for.
@@ -198,12 +203,8 @@ impl PodClasses {
         self.directory.by_namespace.get(namespace).into_iter().flatten().copied()
     }
 
-    /// The classes that have a mentioned label: by namespace.
-    pub(crate) fn with_label(
-        &self,
-        key: &Arc<str>,
-        value: &Arc<str>,
-    ) -> Option<&HashMap<Arc<str>, BTreeSet<PodClassId>>> {
+    /// The classes that have a mentioned label.
+    pub(crate) fn with_label(&self, key: &Arc<str>, value: &Arc<str>) -> Option<&ByNamespace> {
         self.directory.by_label.get(&(key.clone(), value.clone()))
     }
 

@@ -88,7 +88,7 @@ impl Grants {
             }
         }
         if !pods.is_empty() && !names.is_empty() {
-            self.grant_names(pods, names, cluster);
+            self.grant_names(&pods, names, cluster);
         }
     }
 
@@ -102,7 +102,7 @@ impl Grants {
     }
 
     /// For each number that one of the names stands for somewhere, grants that number to the pods that have it.
-    fn grant_names(&mut self, pods: BTreeSet<PodTerm>, names: BTreeSet<(Protocol, Arc<str>)>, cluster: &Cluster) {
+    fn grant_names(&mut self, pods: &BTreeSet<PodTerm>, names: BTreeSet<(Protocol, Arc<str>)>, cluster: &Cluster) {
         let mut by_protocol: BTreeMap<Protocol, BTreeSet<Arc<str>>> = BTreeMap::new();
         for (protocol, name) in names {
             by_protocol.entry(protocol).or_default().insert(name);
@@ -114,7 +114,7 @@ impl Grants {
                 all.extend(&numbers);
                 self.numbers.insert((protocol, name.clone()), numbers);
             }
-            let peers = Arc::new(PeerNames::new(pods.clone(), names));
+            let peers = Arc::new(PeerNames::new(pods, names));
             for number in all {
                 let term = Term::Serving(ServingTerm { peers: peers.clone(), protocol, number });
                 let numbers = PortSet::of([single(protocol, number)]);

@@ -53,17 +53,17 @@ pub(crate) struct PeerNames {
 }
 
 impl PeerNames {
-    pub(crate) fn new(peers: BTreeSet<PodTerm>, names: BTreeSet<Arc<str>>) -> PeerNames {
+    pub(crate) fn new(peers: &BTreeSet<PodTerm>, names: BTreeSet<Arc<str>>) -> PeerNames {
         let mut digester = Digester::new("peers with port names");
         digester.number(peers.len());
-        for peer in &peers {
+        for peer in peers {
             peer.digest_into(&mut digester);
         }
         digester.number(names.len());
         for name in &names {
             digester.text(name);
         }
-        PeerNames { digest: digester.finish(), peers: peers.into_iter().collect(), names }
+        PeerNames { digest: digester.finish(), peers: peers.iter().cloned().collect(), names }
     }
 }
 

@@ -42,7 +42,7 @@ impl Shared for Labels {
 
 impl Strings {
     pub(super) fn namespace(&mut self, namespace: Namespace) -> Namespace {
-        Namespace { name: self.shared(namespace.name), labels: self.labels(namespace.labels) }
+        Namespace { name: self.shared(namespace.name), labels: self.labels(&namespace.labels) }
     }
 
     pub(super) fn node(&mut self, node: Node) -> Node {
@@ -52,7 +52,7 @@ impl Strings {
     pub(super) fn pod(&mut self, mut pod: Pod) -> Pod {
         pod.namespace = self.shared(pod.namespace);
         pod.node = pod.node.map(|node| self.shared(node));
-        pod.labels = self.labels(pod.labels);
+        pod.labels = self.labels(&pod.labels);
         for port in &mut pod.ports {
             port.name = port.name.take().map(|name| self.shared(name));
         }
@@ -67,8 +67,8 @@ impl Strings {
         policy
     }
 
-    fn labels(&mut self, labels: Labels) -> Labels {
-        if let Some(known) = self.labels.get(&labels) {
+    fn labels(&mut self, labels: &Labels) -> Labels {
+        if let Some(known) = self.labels.get(labels) {
             return known;
         }
         let texts = labels.iter().map(|(key, value)| (self.shared(key.clone()), self.shared(value.clone())));
@@ -126,12 +126,12 @@ mod tests {
         let labels = |app: &str| Labels::from([("app".into(), app.into())]);
         let mut strings = Strings::default();
         let (web, again, db) =
-            (strings.labels(labels("web")), strings.labels(labels("web")), strings.labels(labels("db")));
+            (strings.labels(&labels("web")), strings.labels(&labels("web")), strings.labels(&labels("db")));
         assert!(std::ptr::eq(&web["app"], &again["app"]));
         assert!(Arc::ptr_eq(web.keys().next().unwrap(), db.keys().next().unwrap()));
         drop((web, again));
         for number in 0..10 * SWEEP {
-            strings.labels(labels(&number.to_string()));
+            strings.labels(&labels(&number.to_string()));
         }
         assert!(strings.labels.known.contains(&db));
         assert!(strings.labels.known.len() <= SWEEP && strings.texts.known.len() <= 2 * SWEEP);
