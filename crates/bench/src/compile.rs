@@ -39,6 +39,10 @@ pub(crate) struct Options {
     /// Policies of one pod, besides those of the size.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     compile_hot_policies: u32,
+    /// Namespaces that the node's pods are in; else as many as it has pods, and no more than there are. With the same number
+    /// for all sizes, what grows with the node's own policies does not count as growth.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=110))]
+    compile_local_namespaces: Option<u32>,
     /// Measure the one size here and print it for the process that started this one.
     #[arg(long, hide = true)]
     pub(crate) compile_here: bool,
@@ -179,6 +183,9 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), Box<
         child.args(["--parts", "compile", "--compile-here"]);
         child.args(["--compile-rounds", &options.compile_rounds.to_string()]);
         child.args(["--compile-hot-policies", &options.compile_hot_policies.to_string()]);
+        if let Some(namespaces) = options.compile_local_namespaces {
+            child.args(["--compile-local-namespaces", &namespaces.to_string()]);
+        }
         child.args(["--compile-shapes", name.get_name()]);
         let output = child.args(["--compile-sizes", &size.to_string()]).stderr(Stdio::inherit()).output()?;
         if !output.status.success() {
@@ -193,11 +200,11 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), Box<
 #[allow(clippy::print_stdout, reason = "the answer to the process that asked")]
 pub(crate) fn measure_here(options: &Options) -> Result<(), Box<dyn Error>> {
     let size = options.compile_sizes.first().copied().ok_or("no size")?;
-    let mix = Mix {
-        namespaces: size.namespaces,
-        hot_policies: options.compile_hot_policies,
-        ..Mix::new(size.pods, size.policies)
-    };
+    let mix = Mix::new(size.pods, size.policies);
+    let most = mix.local_pods.min(size.namespaces);
+    let local_namespaces = options.compile_local_namespaces.map_or(most, |asked| asked.min(most));
+    let hot_policies = options.compile_hot_policies;
+    let mix = Mix { namespaces: size.namespaces, local_namespaces, hot_policies, ..mix };
     let shape = options.compile_shapes.first().copied().ok_or("no shape")?;
     let costs = match shape {
         Shape::Gates => costs::<NodeCompiler>(shape, size, &mix, options.compile_rounds)?,
@@ -253,12 +260,10 @@ fn changes(mix: &Mix, round: u32) -> Vec<(Event, Change)> {
     let remote_pods = mix.pods - mix.local_pods;
     let new = pod(mix.pods + round, 0);
     let remote = (mix.local_pods + round * 97 % remote_pods.max(1), 1 + round * 97 / remote_pods.max(1));
-    // Number 0 is ours and no pod has it after the last one went.
     let local = Object::Pod(mix.local_pod(mix.pods + round, 0));
     let local_changed = (round % mix.local_pods, 1 + round / mix.local_pods);
     let namespace = round % mix.namespaces;
-    // The first pods are ours, so the first namespaces have some.
-    let local_namespaces = mix.local_pods.min(mix.namespaces);
+    let local_namespaces = mix.local_namespaces;
     let kinds = (mix.policies / mix.namespaces).max(1);
     let policy = round % local_namespaces + round / local_namespaces % kinds * mix.namespaces;
     let added = round % local_namespaces + (kinds + round % 10) * mix.namespaces;

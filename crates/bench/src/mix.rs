@@ -1,8 +1,7 @@
 //! Clusters of any size with the mix of objects that large clusters have, and the changes that come to them.
 //!
 //! Nothing is random: the same numbers give the same cluster. Namespaces are alike, and a larger cluster has more of them;
-//! what differs is in which proportions policies use what the API offers. Pods are dealt out to namespaces one by one, so
-//! the node's pods are in as many namespaces as they can be, which is the worst case for the node.
+//! what differs is in which proportions policies use what the API offers. Pods are dealt out to namespaces one by one.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::Hash;
@@ -35,6 +34,8 @@ pub(crate) struct Mix {
     /// Those of them on our node.
     pub(crate) local_pods: u32,
     pub(crate) namespaces: u32,
+    /// Those of them, the first ones, that the pods of our node are in. The more there are, the more the node enforces.
+    pub(crate) local_namespaces: u32,
     /// Policies, without those of the hot pod.
     pub(crate) policies: u32,
     /// Policies that select one pod of our node.
@@ -44,7 +45,8 @@ pub(crate) struct Mix {
 impl Mix {
     /// With as many namespaces as give each 100 pods.
     pub(crate) fn new(pods: u32, policies: u32) -> Mix {
-        Mix { pods, local_pods: 110.min(pods), namespaces: (pods / 100).max(1), policies, hot_policies: 100 }
+        let (local_pods, namespaces) = (110.min(pods), (pods / 100).max(1));
+        Mix { pods, local_pods, namespaces, local_namespaces: local_pods.min(namespaces), policies, hot_policies: 100 }
     }
 
     /// All objects, namespaces and policies first.
@@ -85,8 +87,19 @@ impl Mix {
     /// A pod as it is after its labels have changed so many times: it is one of another app then. `number` may be larger
     /// than there are pods, for pods that are to come. The first ones are our node's.
     pub(crate) fn pod(&self, number: u32, changes: u32) -> Pod {
-        let home = number % self.namespaces;
-        let replica = number / self.namespaces;
+        if number < self.local_pods {
+            return self.local_pod(number, changes);
+        }
+        self.pod_on(&node(number / PODS_PER_NODE), number, self.namespaces, changes)
+    }
+
+    /// A pod of our node; `number` may be larger than there are, for pods that are to come.
+    pub(crate) fn local_pod(&self, number: u32, changes: u32) -> Pod {
+        self.pod_on(OUR_NODE, number, self.local_namespaces, changes)
+    }
+
+    fn pod_on(&self, node: &str, number: u32, namespaces: u32, changes: u32) -> Pod {
+        let (home, replica) = (number % namespaces, number / namespaces);
         let workload = replica / REPLICAS;
         let app = (workload + changes) % APPS;
         let name = format!("app-{app}-{replica}-x{number:06}");
@@ -105,23 +118,8 @@ impl Mix {
         let port = |name: &str, port| ContainerPort { name: Some(name.into()), protocol: Protocol::Tcp, port };
         Pod {
             ports: vec![port("http", 8_000 + (app % 8) as u16), port("metrics", 9_090 + (app % 2) as u16)],
-            ..pod(
-                &Mix::name_of(home),
-                &name,
-                &self.node_of(number),
-                address(Ipv4Addr::new(10, 0, 0, 1), number),
-                labels,
-            )
+            ..pod(&Mix::name_of(home), &name, node, address(Ipv4Addr::new(10, 0, 0, 1), number), labels)
         }
-    }
-
-    /// A pod of our node that is to come.
-    pub(crate) fn local_pod(&self, number: u32, changes: u32) -> Pod {
-        Pod { node: Some(OUR_NODE.into()), ..self.pod(number, changes) }
-    }
-
-    fn node_of(&self, number: u32) -> String {
-        if number < self.local_pods { OUR_NODE.to_owned() } else { node(number / PODS_PER_NODE) }
     }
 
     /// A pod of the namespace `wide`; the first one is our node's.
@@ -145,7 +143,8 @@ impl Mix {
     /// Lets one app of one team in to the hot pod, by one port, which is another one after each change.
     pub(crate) fn hot_policy(&self, number: u32, changes: u32) -> Policy {
         let peers = [elsewhere("team", &team_name(number), selector("app", &format!("app-{}", number / TEAMS % APPS)))];
-        let ports = [tcp(10_000 + ((number + changes) % 50_000) as u16)];
+        let first = (number % 40_000) as u16;
+        let ports = [tcp(if changes == 0 { 10_000 + first } else { 50_000 + (changes % 15_000) as u16 })];
         policy("hot", &format!("hot-{number:05}"), selector("app", "hot"), vec![rule(peers, ports)], vec![])
     }
 
