@@ -147,11 +147,11 @@ fn open_watch(
 
 /// The answer as a fault of its transport leaves it.
 fn spoil((code, text): (u16, String), fault: Option<Fault>) -> Answer {
-    let half = first_half(&text).to_owned();
     match fault {
-        Some(Fault::Truncate) => respond(code, JSON, half),
+        Some(Fault::Truncate) => respond(code, JSON, first_half(&text).to_owned()),
         Some(fault @ (Fault::Cut | Fault::Stall)) => {
             let (writer, payload) = Payload::written();
+            let half = first_half(&text).to_owned();
             tokio::spawn(async move {
                 // Whoever does not read on has seen enough.
                 let _ = writer.send(Ok(half.into())).await;

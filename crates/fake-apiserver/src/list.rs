@@ -1,6 +1,5 @@
 //! Lists: consistent pages, versions of the past, and tokens that expire.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -12,7 +11,7 @@ use crate::request::{Request, Verb};
 use crate::resource::Resource;
 use crate::selector::Selection;
 use crate::status::Refusal;
-use crate::store::{Objects, Store};
+use crate::store::{Past, Store};
 
 /// Where a list goes on.
 struct Token {
@@ -97,14 +96,14 @@ pub(crate) fn list(store: &Store, resource: &'static Resource, request: &Request
     let (version, objects) = match (&token, exact) {
         (Some(Token { version: Some(version), after }), _) => {
             let rest = || Token { version: None, after: after.clone() }.print();
-            let objects = store.objects_at(resource, *version).ok_or_else(|| Refusal::expired_list(Some(rest())))?;
-            (*version, Cow::Owned(objects))
+            let objects = store.at(resource, *version).ok_or_else(|| Refusal::expired_list(Some(rest())))?;
+            (*version, objects)
         }
         (None, Some(version)) => {
-            let objects = store.objects_at(resource, version).ok_or_else(|| Refusal::expired_list(None))?;
-            (version, Cow::Owned(objects))
+            let objects = store.at(resource, version).ok_or_else(|| Refusal::expired_list(None))?;
+            (version, objects)
         }
-        _ => (store.version(), Cow::Borrowed(store.objects(resource))),
+        _ => (store.version(), store.now(resource)),
     };
     let after = token.map_or(String::new(), |token| token.after);
     Ok(page(resource, (version, version), &objects, &selection, &after, limit))
@@ -119,42 +118,36 @@ pub(crate) fn half(store: &Store, resource: &'static Resource, request: &Request
     let selection = selection(resource, request)?;
     let count = store.objects(resource).values().filter(|object| selection.selects(object)).count();
     // The token names a version that was forgotten before the first object was written.
-    Ok(page(resource, (store.version(), 1), store.objects(resource), &selection, "", (count / 2).max(1)))
+    Ok(page(resource, (store.version(), 1), &store.now(resource), &selection, "", (count / 2).max(1)))
 }
 
 /// Takes the version of the list and the one its token shall name.
 fn page(
     resource: &Resource,
     (version, continued): (u64, u64),
-    objects: &Objects,
+    objects: &Past<'_>,
     selection: &Selection,
     after: &str,
     limit: usize,
 ) -> String {
-    let mut chosen = objects
-        .iter()
-        .filter(|(key, object)| key.as_str() > after && selection.selects(object))
-        .map(|(key, object)| (key, Arc::as_ref(object)));
-    let mut items: Vec<&Object> = Vec::new();
-    let mut last = "";
-    while limit == 0 || items.len() < limit {
-        let Some((key, object)) = chosen.next() else { break };
-        last = key;
-        items.push(object);
-    }
-    let remaining = chosen.count();
+    let mut chosen = objects.after(after).filter(|(_, object)| selection.selects(object));
+    let limit = if limit == 0 { usize::MAX } else { limit };
+    let items: Vec<(&str, &Arc<Object>)> = chosen.by_ref().take(limit).collect();
     let mut metadata = json!({"resourceVersion": version.to_string()});
+    // How many remain is told only where that takes no selecting.
+    let remaining = if selection.is_everything() { chosen.count() } else { usize::from(chosen.next().is_some()) };
     if remaining > 0 {
-        metadata["continue"] = json!(Token { version: Some(continued), after: last.to_owned() }.print());
+        let after = items.last().map_or("", |(key, _)| key).to_owned();
+        metadata["continue"] = json!(Token { version: Some(continued), after }.print());
         if selection.is_everything() {
             metadata["remainingItemCount"] = json!(remaining);
         }
     }
-    let size: usize = items.iter().map(|object| object.item().len() + 1).sum();
+    let size: usize = items.iter().map(|(_, object)| object.item().len() + 1).sum();
     let mut text = String::with_capacity(size + 256);
     let (kind, api) = (resource.kind, resource.api_version());
     text.push_str(&format!(r#"{{"kind":"{kind}List","apiVersion":"{api}","metadata":{metadata},"items":["#));
-    for (at, object) in items.into_iter().enumerate() {
+    for (at, (_, object)) in items.into_iter().enumerate() {
         if at > 0 {
             text.push(',');
         }

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::client::version_of;
 use crate::resource::Resource;
 
 /// One version of one object.
@@ -11,6 +12,8 @@ pub(crate) struct Object {
     body: Box<str>,
     /// Whether the body is an object of Kubernetes and not something that a test put there.
     sound: bool,
+    /// `metadata.resourceVersion`; 0 if there is none.
+    version: u64,
     namespace: Box<str>,
     labels: Vec<(Box<str>, Box<str>)>,
     fields: Vec<(&'static str, Box<str>)>,
@@ -27,7 +30,8 @@ impl Object {
         let common = ["metadata.name", "metadata.namespace"];
         let fields = common.iter().chain(resource.fields).map(|field| (*field, text_at(&value, field))).collect();
         let namespace = value["metadata"]["namespace"].as_str().unwrap_or_default().into();
-        Object { body: value.to_string().into(), sound: true, namespace, labels, fields }
+        let version = version_of(&value);
+        Object { body: value.to_string().into(), sound: true, version, namespace, labels, fields }
     }
 
     /// Anything at all in the place of an object.
@@ -35,6 +39,7 @@ impl Object {
         Object {
             body: value.to_string().into(),
             sound: false,
+            version: version_of(value),
             namespace: namespace.into(),
             labels: Vec::new(),
             fields: Vec::new(),
@@ -51,6 +56,10 @@ impl Object {
 
     pub(crate) fn field(&self, path: &str) -> &str {
         self.fields.iter().find(|(known, _)| *known == path).map_or("", |(_, value)| value)
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     pub(crate) fn is_sound(&self) -> bool {

@@ -89,7 +89,7 @@ impl FakeApiServer {
         let (resource, namespace, name) = identify(object);
         let value = object.as_object().cloned().unwrap_or_default();
         let stored = self.state(|state| state.change(|store| store.put(resource, &namespace, &name, value)));
-        version_of(&stored.value(resource))
+        stored.version()
     }
 
     /// Changes an object that is there, in one step.
@@ -103,7 +103,7 @@ impl FakeApiServer {
             Some(state.change(|store| store.put(known, namespace, name, value)))
         });
         match stored {
-            Some(stored) => version_of(&stored.value(known)),
+            Some(stored) => stored.version(),
             None => panic!("{resource} {namespace}/{name} is not there"),
         }
     }
@@ -339,10 +339,6 @@ fn identify(object: &Value) -> (&'static Resource, String, String) {
             "not an object of a resource that is served, with a name and a namespace where it needs one: {object}"
         ),
     }
-}
-
-fn version_of(object: &Value) -> u64 {
-    object["metadata"]["resourceVersion"].as_str().and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 fn kubeconfig(address: SocketAddr) -> String {

@@ -4,6 +4,7 @@
 //! what the log reaches back to, and forgetting the log is all there is to compaction.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -47,6 +48,30 @@ struct Table {
     oldest: u64,
 }
 
+/// The objects of a resource at one version. It costs what has changed since, not what there is.
+#[derive(Debug)]
+pub(crate) struct Past<'a> {
+    now: &'a Objects,
+    /// The objects that have changed since: as they were, or that they were not there.
+    undone: BTreeMap<&'a str, Option<&'a Arc<Object>>>,
+}
+
+impl<'a> Past<'a> {
+    /// The objects whose keys come after this one, in the order of lists. No key comes before the empty one.
+    pub(crate) fn after<'p>(&'p self, key: &'p str) -> impl Iterator<Item = (&'a str, &'a Arc<Object>)> + 'p {
+        let range = (Bound::Excluded(key), Bound::Unbounded);
+        let now = self.now.range::<str, _>(range).map(|(key, object)| (key.as_str(), object));
+        let mut now = now.filter(|(key, _)| !self.undone.contains_key(key)).peekable();
+        let undone = self.undone.range::<str, _>(range);
+        let mut undone = undone.filter_map(|(key, before)| Some((*key, (*before)?))).peekable();
+        std::iter::from_fn(move || match (now.peek(), undone.peek()) {
+            (Some((key, _)), Some((before, _))) if before < key => undone.next(),
+            (None, Some(_)) => undone.next(),
+            _ => now.next(),
+        })
+    }
+}
+
 /// Everything the server holds.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -79,20 +104,21 @@ impl Store {
         &self.table(resource).objects
     }
 
+    /// All objects as they are.
+    pub(crate) fn now(&self, resource: &'static Resource) -> Past<'_> {
+        Past { now: self.objects(resource), undone: BTreeMap::new() }
+    }
+
     /// All objects as they were at a version of the past; none if that is forgotten.
-    pub(crate) fn objects_at(&self, resource: &'static Resource, version: u64) -> Option<Objects> {
+    pub(crate) fn at(&self, resource: &'static Resource, version: u64) -> Option<Past<'_>> {
         let table = self.table(resource);
         if version < table.oldest {
             return None;
         }
-        let mut objects = table.objects.clone();
-        for change in table.log.iter().rev().take_while(|change| change.version > version) {
-            match &change.before {
-                Some(before) => objects.insert(change.key.clone(), Arc::clone(before)),
-                None => objects.remove(&change.key),
-            };
-        }
-        Some(objects)
+        let later = table.log.iter().rev().take_while(|change| change.version > version);
+        // Of several changes of an object the first one knows what was before all of them.
+        let undone = later.map(|change| (change.key.as_str(), change.before.as_ref())).collect();
+        Some(Past { now: &table.objects, undone })
     }
 
     /// The changes after a version, oldest first.
