@@ -1,222 +1,199 @@
 //! The whole way: an object changes in the API server, the agent hears of it, the kernel lets a packet through or no more.
 //!
 //! The API server is a fake one in this process, on the node's loopback; the agent is the real program. Packets go from a
-//! pod to a pod of the node, each of a new flow, until what happens to them changes.
+//! pod to a pod of the node, each of a new flow, until what happens to them changes. Around the two pods is a cluster of
+//! [`Mix`](crate::mix::Mix), and the same changes are measured in clusters of different sizes.
+
+mod api;
+mod change;
+mod tables;
 
 use std::error::Error;
-use std::fmt;
-use std::net::Ipv4Addr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use ringfence_fake_apiserver::{FakeApiServer, Verb, sample};
-use serde_json::{Value, json};
+use ringfence_fake_apiserver::{FakeApiServer, Verb};
+use serde::Serialize;
 
-use crate::cluster::{CLIENT, NODE_ADDRESS, OTHER_NODE, OUR_NODE, PORT, SERVER, address};
+use crate::compile::{Quantiles, Size};
 use crate::filter::Filter;
-use crate::process::{AgentProcess, Usage};
+use crate::process::{AgentProcess, Memory, Usage};
 use crate::report::Report;
 use crate::site::Site;
+use change::{Change, Cluster};
 
-/// The namespace of the pods that packets go between.
-const BENCH: &str = "bench";
-/// The address of a node outside the lab.
-const OTHER_NODE_ADDRESS: &str = "192.0.2.11";
+pub(crate) use tables::tables;
+
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two packets.
 const PERIOD: Duration = Duration::from_micros(200);
 /// How many packets in a row must agree.
 const CERTAIN: usize = 3;
-/// How many namespaces the pods are dealt out to.
-const NAMESPACES: u32 = 100;
+/// What the agent does after its start shall be over.
+const SETTLED: Duration = Duration::from_secs(2);
 
-/// The cluster in which the agent is measured.
-#[derive(Args, Clone, Copy, Debug)]
-pub(crate) struct Size {
-    /// Pods of the agent's cluster.
-    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(100..=200_000))]
-    agent_pods: u32,
-    /// Those of them on its node.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100))]
-    agent_local_pods: u32,
-    /// Policies of that cluster.
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(100..=100_000))]
-    agent_policies: u32,
+/// The clusters in which the agent is measured.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Options {
+    /// Sizes for agent, the smallest first: PODS/POLICIES, or PODS/POLICIES/NAMESPACES.
+    #[arg(long, value_delimiter = ',', default_values = ["1000/100", "100000/10000"])]
+    agent_sizes: Vec<Size>,
+    /// Packet filters for agent, of those there are: all, unless given.
+    #[arg(long, value_delimiter = ',')]
+    agent_filters: Vec<String>,
     /// How often each kind of change is made.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     agent_changes: u32,
-    /// For how many seconds 20 pods come and 20 go each second.
+    /// For how many seconds pods come, change and go.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3_600))]
     agent_churn_seconds: u32,
+    /// How many changes of pods that are in each second. A policy is edited once a second.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    agent_churn_rate: u32,
 }
 
-/// What is changed, back and forth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
-    Label,
-    Policy,
-    Pod,
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Change::Label => "label of a pod",
-            Change::Policy => "policy",
-            Change::Pod => "pod",
-        })
-    }
-}
-
-/// What one filter was measured to do.
+/// What was measured with one filter at one size. Times are in milliseconds.
+#[derive(Serialize)]
 pub(crate) struct Figures {
-    /// From the last request for a list to the first packet refused, in milliseconds.
-    pub(crate) start: f64,
-    /// From the start of the process to the same, in milliseconds.
-    pub(crate) start_of_process: f64,
-    pub(crate) loaded: Usage,
-    /// For each change and direction: in milliseconds.
-    pub(crate) changes: Vec<(String, Vec<f64>)>,
-    /// Percent of one processor while pods come and go.
-    pub(crate) churn_processor: f64,
-    pub(crate) after: Usage,
+    filter: String,
+    size: Size,
+    /// From the last request for a list to the first packet refused.
+    last_list_to_refusal: f64,
+    /// From the start of the process to the same.
+    start_to_refusal: f64,
+    /// Processor time of the agent until then and two seconds longer.
+    start_processor: f64,
+    loaded: Memory,
+    changes: Vec<Effect>,
+    churn: Churn,
+    after: Memory,
 }
 
-pub(crate) fn measure(size: Size, filters: &[Filter], report: &mut Report) -> Result<(), Box<dyn Error>> {
-    report.agent_of(&format!(
-        "{} pods ({} on the node), {} policies, {NAMESPACES} namespaces",
-        size.agent_pods, size.agent_local_pods, size.agent_policies
-    ));
-    for &filter in filters {
-        report.progress(&format!("agent with {filter}"));
-        let figures = one(size, filter, report)?;
-        report.agent(&filter.to_string(), &figures);
+/// One kind of change in one direction.
+#[derive(Serialize)]
+struct Effect {
+    change: String,
+    /// Whether packets pass after it.
+    allows: bool,
+    /// From the change in the API server to the first packet that it concerns.
+    effect: Quantiles,
+    /// Processor time of the agent for each change, its tools included.
+    processor: f64,
+}
+
+/// While pods come, change and go.
+#[derive(Serialize)]
+struct Churn {
+    /// How many changes of pods there were in each second.
+    rate: f64,
+    /// Of one processor.
+    processor_percent: f64,
+    /// From a change of a pod to its effect, in between all the others.
+    effect: Quantiles,
+}
+
+pub(crate) fn measure(options: &Options, filters: &[Filter], report: &mut Report) -> Result<(), Box<dyn Error>> {
+    let wanted =
+        |filter: &Filter| options.agent_filters.is_empty() || options.agent_filters.contains(&filter.to_string());
+    for &filter in filters.iter().filter(|filter| wanted(filter)) {
+        for &size in &options.agent_sizes {
+            let figures = one(options, size, filter, report)?;
+            report.agents.push(figures);
+        }
     }
     Ok(())
 }
 
-fn one(size: Size, filter: Filter, report: &Report) -> Result<Figures, Box<dyn Error>> {
+fn one(options: &Options, size: Size, filter: Filter, report: &Report) -> Result<Figures, Box<dyn Error>> {
+    let progress = |what: &str| report.progress(&format!("agent with {filter}, {size}: {what}"));
+    progress("filling the API server");
     let site = Site::new("agent", || Ok(()))?;
     let server = site.node()?.within(FakeApiServer::start)??;
-    fill(&server, size);
+    let mix = size.mix();
+    let cluster = Cluster::fill(&server, mix);
 
+    progress("start");
     let started = Instant::now();
     let mut agent = AgentProcess::start(site.node()?, &server.kubeconfig(), filter)?;
     let enforced = until(&site, &mut agent, false)?;
     let listed =
         server.requests().iter().filter(|request| request.verb == Some(Verb::List)).map(|request| request.at).max();
     let listed = listed.ok_or("the agent has not asked for any list")?;
-    // What it does after the start shall be over.
-    sleep(Duration::from_secs(2));
+    sleep(SETTLED);
     let loaded = agent.usage()?;
 
     let mut changes = Vec::new();
-    for change in [Change::Label, Change::Policy, Change::Pod] {
-        report.progress(&format!("agent with {filter}: {change}"));
-        let (mut allowed, mut denied) = (Vec::new(), Vec::new());
-        for round in 0..size.agent_changes {
-            // Changes that follow at once are collected. Between these it is quiet, and never in step with anything.
-            let quiet = Duration::from_millis(u64::from(round % 7) * 3 + 120);
-            sleep(quiet);
-            allowed.push(time(&site, &mut agent, &server, change, true)?);
-            sleep(quiet);
-            denied.push(time(&site, &mut agent, &server, change, false)?);
+    for change in Change::ALL {
+        progress(&change.to_string());
+        if cluster.prepare(change) {
+            until(&site, &mut agent, false)?;
         }
-        changes.push((format!("{change}: allowed after"), allowed));
-        changes.push((format!("{change}: refused after"), denied));
+        changes.extend(series(options, &site, &mut agent, &cluster, change)?);
     }
 
-    report.progress(&format!("agent with {filter}: pods come and go"));
-    let (before, from) = (agent.usage()?, Instant::now());
-    churn(&server, size.agent_churn_seconds);
-    let after = agent.usage()?;
+    progress("pods come, change and go");
+    if cluster.prepare(Change::RemoteLabel) {
+        until(&site, &mut agent, false)?;
+    }
+    let churn = churn(options, &site, &mut agent, &cluster)?;
+    sleep(SETTLED);
     agent.check()?;
-    let used = after.processor.saturating_sub(before.processor);
     Ok(Figures {
-        start: milliseconds(enforced.saturating_duration_since(listed)),
-        start_of_process: milliseconds(enforced - started),
-        loaded,
+        filter: filter.to_string(),
+        size,
+        last_list_to_refusal: milliseconds(enforced.saturating_duration_since(listed)),
+        start_to_refusal: milliseconds(enforced - started),
+        start_processor: milliseconds(loaded.processor),
+        loaded: loaded.memory,
         changes,
-        churn_processor: used.as_secs_f64() / from.elapsed().as_secs_f64() * 100.0,
-        after,
+        churn,
+        after: agent.usage()?.memory,
     })
 }
 
-/// The cluster: the probed pods, and pods and policies around them.
-fn fill(server: &FakeApiServer, size: Size) {
-    server.apply(&sample::namespace(BENCH, &[]));
-    server.apply(&sample::node(OUR_NODE, &NODE_ADDRESS.to_string(), &[]));
-    server.apply(&sample::node(OTHER_NODE, OTHER_NODE_ADDRESS, &[]));
-    server.apply(&sample::pod(BENCH, "server", &[("app", "server")], OUR_NODE, &[&SERVER.to_string()]));
-    server.apply(&client(false));
-    server.apply(&policy(BENCH, "server", "server", "allowed"));
-    for number in 0..NAMESPACES {
-        server.apply(&sample::namespace(&elsewhere(number), &[("team", &format!("team-{}", number % 10))]));
+/// Makes one kind of change, back and forth.
+fn series(
+    options: &Options,
+    site: &Site,
+    agent: &mut AgentProcess,
+    cluster: &Cluster<'_>,
+    change: Change,
+) -> Result<Vec<Effect>, Box<dyn Error>> {
+    let mut samples = [Vec::new(), Vec::new()];
+    let mut processor = [Duration::ZERO; 2];
+    for round in 0..options.agent_changes {
+        // Between changes it is quiet, and never in step with anything.
+        let quiet = Duration::from_millis(u64::from(round % 7) * 3 + 120);
+        for (direction, allow) in [(0, true), (1, false)] {
+            let before = agent.usage()?;
+            samples[direction].push(time(site, agent, cluster, change, allow)?);
+            sleep(quiet);
+            processor[direction] += agent.usage()?.since(before);
+        }
     }
-    for number in 0..size.agent_policies {
-        let (app, peer) = (format!("app-{}", number / NAMESPACES % 5), format!("app-{}", number / NAMESPACES % 3));
-        server.apply(&policy(&elsewhere(number), &format!("policy-{number}"), &app, &peer));
-    }
-    for number in 0..size.agent_pods {
-        let node = if number < size.agent_local_pods { OUR_NODE } else { OTHER_NODE };
-        server.apply(&bystander(number, node));
-    }
-}
-
-fn elsewhere(number: u32) -> String {
-    format!("namespace-{:03}", number % NAMESPACES)
-}
-
-fn bystander(number: u32, node: &str) -> Value {
-    let address = address(Ipv4Addr::new(10, 0, 0, 0), number + 1).to_string();
-    let app = format!("app-{}", number / NAMESPACES % 5);
-    let labels = [("app", app.as_str()), ("pod-template-hash", "7d4b9c6f5d"), ("team", "red"), ("version", "v1")];
-    sample::pod(&elsewhere(number), &format!("pod-{number}"), &labels, node, &[&address])
-}
-
-/// Isolates `app` and lets `peer` in by one port.
-fn policy(namespace: &str, name: &str, app: &str, peer: &str) -> Value {
-    let spec = json!({
-        "podSelector": {"matchLabels": {"app": app}}, "policyTypes": ["Ingress"],
-        "ingress": [{
-            "from": [{"podSelector": {"matchLabels": {"app": peer}}}], "ports": [{"protocol": "UDP", "port": PORT}],
-        }],
+    let effects = samples.into_iter().zip(processor).zip([true, false]).map(|((samples, processor), allows)| Effect {
+        change: change.to_string(),
+        allows,
+        effect: Quantiles::of(samples),
+        processor: milliseconds(processor) / f64::from(options.agent_changes),
     });
-    sample::network_policy(namespace, name, &spec)
-}
-
-fn client(allowed: bool) -> Value {
-    let app = if allowed { "allowed" } else { "client" };
-    sample::pod(BENCH, "client", &[("app", app)], OTHER_NODE, &[&CLIENT.to_string()])
+    Ok(effects.collect())
 }
 
 /// Makes the change and waits for its effect. In milliseconds.
 fn time(
     site: &Site,
     agent: &mut AgentProcess,
-    server: &FakeApiServer,
+    cluster: &Cluster<'_>,
     change: Change,
     allow: bool,
 ) -> Result<f64, Box<dyn Error>> {
-    // The objects are made before the clock runs.
-    let (client, wider) = (client(allow || change == Change::Pod), policy(BENCH, "wider", "server", "client"));
+    // The object is made before the clock runs.
+    let make = cluster.change(change, allow);
     let from = Instant::now();
-    match (change, allow) {
-        (Change::Label, _) | (Change::Pod, true) => {
-            server.apply(&client);
-        }
-        (Change::Policy, true) => {
-            server.apply(&wider);
-        }
-        (Change::Policy, false) => {
-            server.delete("networkpolicies", BENCH, "wider");
-        }
-        (Change::Pod, false) => {
-            server.delete("pods", BENCH, "client");
-        }
-    }
+    make();
     let took = until(site, agent, allow)? - from;
     Ok(milliseconds(took))
 }
@@ -244,20 +221,60 @@ fn until(site: &Site, agent: &mut AgentProcess, pass: bool) -> Result<Instant, B
     }
 }
 
-/// 20 pods come and 20 go each second, on other nodes; each twice: without and with an address, as pods do.
-fn churn(server: &FakeApiServer, seconds: u32) {
-    let start = Instant::now();
-    for number in 0..seconds * 20 {
-        let name = format!("short-{number}");
-        let address = address(Ipv4Addr::new(10, 128, 0, 0), number + 1).to_string();
-        let labels = [("app", "app-1"), ("team", "red")];
-        server.apply(&sample::pod(&elsewhere(number), &name, &labels, OTHER_NODE, &[]));
-        server.apply(&sample::pod(&elsewhere(number), &name, &labels, OTHER_NODE, &[&address]));
-        if let Some(old) = number.checked_sub(20) {
-            server.delete("pods", &elsewhere(old), &format!("short-{old}"));
-        }
-        let next = Duration::from_millis(u64::from(number + 1) * 50);
-        sleep(next.saturating_sub(start.elapsed()));
+/// Changes of pods at a steady rate, all of which policies can see, an edit of a policy each second, and twice a second a
+/// change whose effect is waited for.
+fn churn(
+    options: &Options,
+    site: &Site,
+    agent: &mut AgentProcess,
+    cluster: &Cluster<'_>,
+) -> Result<Churn, Box<dyn Error>> {
+    cluster.prepare_churn();
+    sleep(SETTLED);
+    let rate = options.agent_churn_rate;
+    let length = Duration::from_secs(options.agent_churn_seconds.into());
+    let (before, from) = (agent.usage()?, Instant::now());
+    let mut samples = Vec::new();
+    let made = std::thread::scope(|scope| {
+        let busy = scope.spawn(|| {
+            let mut number = 0;
+            while from.elapsed() < length {
+                cluster.churn(number);
+                if number % rate == rate / 2 {
+                    cluster.edit_policy(number / rate);
+                }
+                number += 1;
+                let next = Duration::from_secs(1) * number / rate;
+                sleep(next.saturating_sub(from.elapsed()));
+            }
+            number
+        });
+        let mut measure = || -> Result<(), Box<dyn Error>> {
+            let mut allow = false;
+            while from.elapsed() < length {
+                sleep(Duration::from_millis(487));
+                allow = !allow;
+                samples.push(time(site, agent, cluster, Change::RemoteLabel, allow)?);
+            }
+            Ok(())
+        };
+        let result = measure();
+        let made = busy.join().map_err(|_| "making changes failed")?;
+        result.map(|()| made)
+    })?;
+    let used = agent.usage()?.since(before);
+    let took = from.elapsed().as_secs_f64();
+    Ok(Churn {
+        rate: f64::from(made) / took,
+        processor_percent: used.as_secs_f64() / took * 100.0,
+        effect: Quantiles::of(samples),
+    })
+}
+
+impl Usage {
+    /// Processor time since an earlier look.
+    fn since(self, before: Usage) -> Duration {
+        self.processor.saturating_sub(before.processor)
     }
 }
 

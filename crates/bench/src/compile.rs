@@ -56,6 +56,13 @@ pub(crate) struct Size {
     namespaces: u32,
 }
 
+impl Size {
+    pub(crate) fn mix(self) -> Mix {
+        let mix = Mix::new(self.pods, self.policies);
+        Mix { namespaces: self.namespaces, local_namespaces: mix.local_pods.min(self.namespaces), ..mix }
+    }
+}
+
 impl FromStr for Size {
     type Err = String;
 
@@ -155,16 +162,16 @@ pub(crate) struct Costs {
     events: BTreeMap<Event, Quantiles>,
 }
 
-/// In microseconds.
+/// In the unit of the samples: here microseconds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Quantiles {
-    median: f64,
-    p99: f64,
-    slowest: f64,
+pub(crate) struct Quantiles {
+    pub(crate) median: f64,
+    pub(crate) p99: f64,
+    pub(crate) slowest: f64,
 }
 
 impl Quantiles {
-    fn of(samples: Vec<f64>) -> Quantiles {
+    pub(crate) fn of(samples: Vec<f64>) -> Quantiles {
         Quantiles {
             median: median(samples.clone()),
             p99: percentile(samples.clone(), 99),
@@ -200,11 +207,10 @@ pub(crate) fn measure(options: &Options, report: &mut Report) -> Result<(), Box<
 #[allow(clippy::print_stdout, reason = "the answer to the process that asked")]
 pub(crate) fn measure_here(options: &Options) -> Result<(), Box<dyn Error>> {
     let size = options.compile_sizes.first().copied().ok_or("no size")?;
-    let mix = Mix::new(size.pods, size.policies);
-    let most = mix.local_pods.min(size.namespaces);
+    let mix = size.mix();
+    let most = mix.local_namespaces;
     let local_namespaces = options.compile_local_namespaces.map_or(most, |asked| asked.min(most));
-    let hot_policies = options.compile_hot_policies;
-    let mix = Mix { namespaces: size.namespaces, local_namespaces, hot_policies, ..mix };
+    let mix = Mix { local_namespaces, hot_policies: options.compile_hot_policies, ..mix };
     let shape = options.compile_shapes.first().copied().ok_or("no shape")?;
     let costs = match shape {
         Shape::Gates => costs::<NodeCompiler>(shape, size, &mix, options.compile_rounds)?,

@@ -57,7 +57,7 @@ struct Args {
     #[command(flatten)]
     scale: scale::Scale,
     #[command(flatten)]
-    agent: agent::Size,
+    agent: agent::Options,
     /// Sizes for growth: policies of the probed pod, in the only namespace.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1_000])]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=50_000))]
@@ -105,7 +105,7 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         scale::measure(args.scale, &filters, &mut report)?;
     }
     if asked(Part::Agent) {
-        agent::measure(args.agent, &filters, &mut report)?;
+        agent::measure(&args.agent, &filters, &mut report)?;
     }
     let packets = asked(Part::Latency) || asked(Part::Growth);
     if packets && filter::has_nft(&mut report, "all packets") {

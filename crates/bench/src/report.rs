@@ -7,7 +7,7 @@ use comfy_table::Table;
 use comfy_table::presets::ASCII_MARKDOWN;
 use serde::Serialize;
 
-use crate::agent::Figures;
+use crate::agent::{self, Figures};
 use crate::compile::{self, Costs};
 use crate::filter::Sample;
 
@@ -21,9 +21,7 @@ pub(crate) struct Report {
     scale: Vec<Scale>,
     growth: Vec<Growth>,
     latency: Vec<Latency>,
-    /// The cluster of `agents`, in words.
-    agent_of: String,
-    agents: Vec<Agent>,
+    pub(crate) agents: Vec<Figures>,
     skipped: Vec<String>,
 }
 
@@ -67,26 +65,6 @@ struct Latency {
     filter: String,
     first_packet_us: f64,
     ratio_to_conntrack_only: f64,
-}
-
-#[derive(Serialize)]
-struct Agent {
-    filter: String,
-    first_refusal_after_last_list_ms: f64,
-    first_refusal_after_start_ms: f64,
-    resident_mb: f64,
-    peak_mb: f64,
-    changes: Vec<AgentChange>,
-    churn_processor_percent: f64,
-    resident_after_churn_mb: f64,
-}
-
-#[derive(Serialize)]
-struct AgentChange {
-    change: String,
-    effect_ms: f64,
-    effect_p99_ms: f64,
-    effect_max_ms: f64,
 }
 
 impl Report {
@@ -146,30 +124,6 @@ impl Report {
         });
     }
 
-    pub(crate) fn agent_of(&mut self, cluster: &str) {
-        cluster.clone_into(&mut self.agent_of);
-    }
-
-    /// The agent with one filter.
-    pub(crate) fn agent(&mut self, filter: &str, figures: &Figures) {
-        let changes = figures.changes.iter().map(|(change, samples)| AgentChange {
-            change: change.clone(),
-            effect_ms: median(samples.clone()),
-            effect_p99_ms: percentile(samples.clone(), 99),
-            effect_max_ms: percentile(samples.clone(), 100),
-        });
-        self.agents.push(Agent {
-            filter: filter.to_owned(),
-            first_refusal_after_last_list_ms: figures.start,
-            first_refusal_after_start_ms: figures.start_of_process,
-            resident_mb: figures.loaded.memory.resident,
-            peak_mb: figures.loaded.memory.peak,
-            changes: changes.collect(),
-            churn_processor_percent: figures.churn_processor,
-            resident_after_churn_mb: figures.after.memory.resident,
-        });
-    }
-
     pub(crate) fn skipped(&mut self, what: &str) {
         self.skipped.push(what.to_owned());
     }
@@ -198,8 +152,8 @@ impl Report {
         if !self.growth.is_empty() {
             self.print_growth();
         }
-        if !self.agents.is_empty() {
-            self.print_agents();
+        for (title, table) in agent::tables(&self.agents) {
+            println!("{title}\n\n{table}\n");
         }
         for skipped in &self.skipped {
             println!("skipped: {skipped}");
@@ -293,44 +247,6 @@ impl Report {
             ]);
         }
         println!("Round trip of a UDP packet, matching rule last (medians, as above)\n\n{table}\n");
-    }
-
-    fn print_agents(&self) {
-        let mut table = markdown(&[
-            "packet filter",
-            "last list asked for to first refusal, ms",
-            "process start to first refusal, ms",
-            "resident, MB",
-            "peak, MB",
-            "20 pods/s come and go: % of a core",
-            "resident after, MB",
-        ]);
-        let mut effects =
-            markdown(&["packet filter", "change in the API server", "effect, ms", "p99, ms", "slowest, ms"]);
-        for row in &self.agents {
-            table.add_row([
-                row.filter.clone(),
-                format!("{:.0}", row.first_refusal_after_last_list_ms),
-                format!("{:.0}", row.first_refusal_after_start_ms),
-                format!("{:.1}", row.resident_mb),
-                format!("{:.1}", row.peak_mb),
-                format!("{:.2}", row.churn_processor_percent),
-                format!("{:.1}", row.resident_after_churn_mb),
-            ]);
-            for change in &row.changes {
-                effects.add_row([
-                    row.filter.clone(),
-                    change.change.clone(),
-                    format!("{:.2}", change.effect_ms),
-                    format!("{:.2}", change.effect_p99_ms),
-                    format!("{:.2}", change.effect_max_ms),
-                ]);
-            }
-        }
-        println!("The agent as a process: {}\n\n{table}\n", self.agent_of);
-        println!(
-            "From the change in the API server to the first packet that it concerns (medians unless p99)\n\n{effects}\n"
-        );
     }
 
     pub(crate) fn json(&self) -> Result<String, serde_json::Error> {
