@@ -29,6 +29,8 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// The pauses after the packet filter has refused a change.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// What there is of what is not counted more often: counting takes more than a change.
+const COUNTING: Duration = Duration::from_secs(1);
 /// Nobody waits longer for an answer.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(600);
 
@@ -47,6 +49,9 @@ pub(crate) struct Node<'a, B: Backend> {
     /// The backend's alarm is to be heeded.
     pub(crate) rung: bool,
     pace: Pace,
+    counted: Instant,
+    /// When to count, if what was counted last is not what there is.
+    count_due: Option<Instant>,
     waiting: Waiting,
     troubles: Troubles,
     /// What was said last, in order not to repeat it.
@@ -80,6 +85,8 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             next_repair: Instant::now() + settings.resync,
             rung: false,
             pace: Pace::default(),
+            counted: Instant::now(),
+            count_due: None,
             waiting: Waiting::default(),
             troubles: Troubles::new(inputs.troubles.clone()),
             failure: None,
@@ -101,7 +108,8 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         let first = self.due.unwrap_or_else(|| {
             if self.rung { self.pace.earliest(now).min(self.next_repair) } else { self.next_repair }
         });
-        self.waiting.next().into_iter().fold(first.min(now + HEARTBEAT), Instant::min)
+        let others = self.waiting.next().into_iter().chain(self.count_due);
+        others.fold(first.min(now + HEARTBEAT), Instant::min)
     }
 
     /// Hears from the source.
@@ -182,6 +190,9 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         let Query { request, answer } = query;
         match request {
             Request::Status => {
+                if self.count_due.is_some() {
+                    self.count();
+                }
                 let _ = answer.send(Response::Status(Box::new(self.status.report())));
             }
             Request::AddSandbox { sandbox, patience_ms } => {
@@ -206,8 +217,8 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
     }
 
     /// An announcement is a change like those of the source.
-    fn announced(&self) {
-        self.count();
+    fn announced(&mut self) {
+        self.recount();
         if self.agent.is_behind() {
             self.status.waits(Instant::now());
         }
@@ -217,7 +228,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
     fn schedule(&mut self) {
         if self.agent.is_behind() && self.due.is_none() {
             let now = Instant::now();
-            self.due = Some(now + self.window.open(now));
+            self.due = Some(self.window.opens(now));
         }
     }
 
@@ -243,6 +254,9 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         if self.due.is_none() {
             self.guard(now);
         }
+        if self.count_due.is_some_and(|due| due <= now) {
+            self.count();
+        }
         self.waiting.settle(Instant::now(), |sandbox| {
             self.agent.covers(sandbox).map_err(|reason| match (&reason, &self.failure) {
                 (NotCovered::NotInForce, Some(failure)) => format!("{reason}: {failure}"),
@@ -262,7 +276,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         let result = self.agent.sync();
         let took = start.elapsed();
         self.due = None;
-        self.window.close(Instant::now());
+        self.window.close(start, took);
         match result {
             Ok(outcome) => {
                 self.succession.in_force();
@@ -345,10 +359,19 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
                 self.status.count_peer_classes(direction, count);
             }
         }
-        self.count();
+        self.recount();
     }
 
-    fn count(&self) {
+    /// What there is has changed: counts it, now or when it is time.
+    fn recount(&mut self) {
+        self.count_due.get_or_insert(self.counted + COUNTING);
+        if self.count_due.is_some_and(|due| due <= Instant::now()) {
+            self.count();
+        }
+    }
+
+    fn count(&mut self) {
+        (self.counted, self.count_due) = (Instant::now(), None);
         let isolated = self.agent.program().map(Numbered::isolated).unwrap_or_default();
         let mut counts = self.agent.counts(&isolated);
         counts.invalid_policies = self.troubles.count(TroubleKind::Invalid) as u64;
@@ -420,7 +443,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         self.status.conditions(Topic::Policy, self.troubles.lines());
         // Also without a program: a policy that is broken and stays so is no change of what is enforced.
         if self.status.is_ready() {
-            self.count();
+            self.recount();
         }
     }
 
