@@ -38,6 +38,8 @@ use ringfence_model::{Object, ObjectKey, Pod};
 pub enum Change {
     /// The complete state; what is not in it is gone.
     Reset(Vec<Object>),
+    /// What was applied and not deleted so far is the complete state. For sources that tell the first one piece by piece.
+    Complete,
     /// An object is new or has changed.
     Apply(Object),
     /// An object is gone.
@@ -158,6 +160,10 @@ impl<B: Backend> Agent<B> {
                 }
                 self.ready = true;
             }
+            Change::Complete => {
+                self.ready = true;
+                self.touched = Touched::everything();
+            }
             Change::Apply(Object::Pod(pod)) => {
                 // Pods do not move and are not renamed, but whatever the source says is taken as it is.
                 let is_same = |known: &Pod| {
@@ -179,6 +185,10 @@ impl<B: Backend> Agent<B> {
                     self.apply_pods(namesakes)?;
                 }
             }
+        }
+        if !self.ready {
+            // The first program is compiled from scratch, whatever came in which order before.
+            self.touched = Touched::default();
         }
         Ok(())
     }
@@ -291,6 +301,9 @@ impl<B: Backend> Agent<B> {
     /// How much there is of what, as far as is known. `isolated` are the local addresses that some policy isolates.
     /// Invalid policies are not told apart from others: their number is left at 0.
     pub fn counts(&self, isolated: &BTreeSet<IpAddr>) -> Counts {
+        if !self.ready {
+            return Counts { sandboxes: self.announced.len() as u64, ..Counts::default() };
+        }
         let isolated: BTreeSet<_> = isolated.iter().filter_map(|address| self.cluster.owner(*address)).collect();
         Counts {
             pods: self.cluster.pod_counts().0 as u64,

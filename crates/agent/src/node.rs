@@ -22,7 +22,7 @@ use crate::succession::Succession;
 use crate::trouble::{TroubleKind, Troubles, invalid_policies};
 use crate::waiting::Waiting;
 use crate::window::Window;
-use crate::{Agent, NotCovered, SyncError};
+use crate::{Agent, Change, NotCovered, SyncError};
 
 /// So often the loop turns though nothing happens, to show that it can.
 const HEARTBEAT: Duration = Duration::from_secs(5);
@@ -115,6 +115,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
     /// Hears from the source.
     pub(crate) fn take(&mut self, event: Event) {
         match event {
+            Event::Begun(changes) => self.change(changes),
             Event::Update(update) => {
                 if !self.source_failures.is_empty() {
                     self.source_failures.clear();
@@ -140,13 +141,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
 
     fn update(&mut self, update: Update) {
         let changed = !update.changes.is_empty();
-        for change in update.changes {
-            // The rest of the update is not held back: it may take rights away.
-            if let Err(error) = self.agent.change(change) {
-                self.status.source_errors.inc();
-                error!("ignored: {error}");
-            }
-        }
+        self.change(update.changes);
         if let Some(diagnostics) = &update.diagnostics {
             self.say_diagnostics(diagnostics);
             self.trouble(TroubleKind::Invalid, invalid_policies(diagnostics));
@@ -166,6 +161,16 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             self.hurry();
         } else {
             self.schedule();
+        }
+    }
+
+    fn change(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            // The rest is not held back: it may take rights away.
+            if let Err(error) = self.agent.change(change) {
+                self.status.source_errors.inc();
+                error!("ignored: {error}");
+            }
         }
     }
 

@@ -15,6 +15,9 @@ pub const CAPACITY: usize = 64;
 /// What a source reports.
 #[derive(Debug)]
 pub enum Event {
+    /// Parts of the first state, which is still on its way: an update with [`Change::Complete`] will follow. Nothing to act
+    /// upon yet.
+    Begun(Vec<Change>),
     /// The cluster, or what there is to say about it, is different now. Also the sign that a failure is over.
     Update(Update),
     /// As [`Event::Update`], but another part of the source still cannot be read.

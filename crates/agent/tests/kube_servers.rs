@@ -39,6 +39,7 @@ impl Told {
         while let Ok(event) = self.events.try_recv() {
             match event {
                 Event::Failed(error) => self.failures.push(error.to_string()),
+                Event::Begun(changes) => changes.into_iter().for_each(|change| self.apply(change)),
                 Event::Update(update) | Event::Partial(update) => {
                     for change in update.changes {
                         self.apply(change);
@@ -53,6 +54,7 @@ impl Told {
             Change::Reset(objects) => {
                 self.objects = objects.into_iter().map(|object| (object.key(), object)).collect();
             }
+            Change::Complete => {}
             Change::Apply(object) => {
                 self.objects.insert(object.key(), object);
             }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, RandomState};
+use std::num::NonZeroU64;
 
 use ringfence_k8s::Diagnostic;
 use ringfence_k8s::api::Reading;
@@ -20,16 +21,16 @@ pub(super) struct Book {
     /// The diagnostics are not those that were handed out last.
     has_news: bool,
     /// The version up to which events were taken, where versions can be compared.
-    newest: Option<u64>,
+    newest: Option<NonZeroU64>,
     /// Keyed by chance: nobody can make two objects that are taken for one.
     hasher: RandomState,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    version: Option<u64>,
+    version: Option<NonZeroU64>,
     /// Of what policies can see. Nothing when that could not be read, ever.
-    fingerprint: Option<u64>,
+    fingerprint: Option<NonZeroU64>,
 }
 
 /// The API server reports changes of a kind in order. What came now can only be placed by a new list.
@@ -53,15 +54,24 @@ pub(super) struct List {
     objects: Vec<Object>,
 }
 
+impl List {
+    /// The objects collected so far that are new or different, each once, to be told before the list is complete. That is
+    /// for those who do nothing before they know all; see [`Book::abandon`].
+    pub(super) fn begun(&mut self) -> Vec<Object> {
+        std::mem::take(&mut self.objects)
+    }
+}
+
 impl Book {
     /// Takes an item of a list.
     pub(super) fn collect(&self, list: &mut List, reading: Reading) {
         let Reading { key, version, object, diagnostics } = reading;
         let version = number(&version);
-        let before = self.known.get(&key).and_then(|known| known.fingerprint);
+        let known = self.known.get_key_value(&key);
+        let before = known.and_then(|(_, known)| known.fingerprint);
         let fingerprint = match object {
             Some(object) => {
-                let fingerprint = Some(self.hasher.hash_one(&object));
+                let fingerprint = self.fingerprint(&object);
                 if fingerprint != before {
                     list.objects.push(object);
                 }
@@ -73,7 +83,15 @@ impl Book {
         if !diagnostics.is_empty() {
             list.diagnostics.insert(key.clone(), diagnostics);
         }
+        // The key of an object that has not changed is the one that shares its text with the object.
+        let key = known.filter(|_| fingerprint == before).map_or(key, |(key, _)| key.clone());
         list.known.insert(key, Known { version, fingerprint });
+    }
+
+    /// The list is not completed, but its objects were told. They count as told until the next one says what there is.
+    pub(super) fn abandon(&mut self, list: List) {
+        // What was told before and could not be read this time is still told.
+        self.known.extend(list.known.into_iter().filter(|(_, known)| known.fingerprint.is_some()));
     }
 
     /// The list is complete and was made at `version`. It replaces all that was known, whatever the versions say: a cluster
@@ -108,7 +126,7 @@ impl Book {
         let before = before.and_then(|before| before.fingerprint);
         let (fingerprint, change) = match object {
             Some(object) => {
-                let fingerprint = Some(self.hasher.hash_one(&object));
+                let fingerprint = self.fingerprint(&object);
                 (fingerprint, (fingerprint != before).then_some(Change::Apply(object)))
             }
             None if stays(&key) => (before, None),
@@ -141,6 +159,10 @@ impl Book {
         std::mem::take(&mut self.has_news).then(|| self.diagnostics.clone())
     }
 
+    fn fingerprint(&self, object: &Object) -> Option<NonZeroU64> {
+        NonZeroU64::new(self.hasher.hash_one(object).max(1))
+    }
+
     fn say(&mut self, key: &ObjectKey, diagnostics: Vec<Diagnostic>) {
         if self.diagnostics.get(key).map_or(&[][..], Vec::as_slice) == diagnostics.as_slice() {
             return;
@@ -160,12 +182,12 @@ fn stays(key: &ObjectKey) -> bool {
     matches!(key, ObjectKey::Pod(_))
 }
 
-/// Versions are decimal numbers that grow (Kubernetes 1.35 promises it, all before kept it). Others are not compared.
-fn number(version: &str) -> Option<u64> {
+/// Versions are decimal numbers from 1 that grow (Kubernetes 1.35 promises it, all before kept it). Others are not compared.
+fn number(version: &str) -> Option<NonZeroU64> {
     version.parse().ok()
 }
 
-fn is_old(version: Option<u64>, known: Option<u64>) -> bool {
+fn is_old(version: Option<NonZeroU64>, known: Option<NonZeroU64>) -> bool {
     matches!((version, known), (Some(version), Some(known)) if version <= known)
 }
 
@@ -251,6 +273,30 @@ mod tests {
         book.collect(&mut half, pod("b", 2, "x"));
         drop(half);
         assert_eq!(list(&mut book, vec![pod("a", 1, "x")], "6"), (names(&[]), names(&[])));
+    }
+
+    /// What is told before a list is complete is taken back when a later list does not have it.
+    #[test]
+    fn a_list_that_is_told_while_it_comes() {
+        let mut book = Book::default();
+        let namespace = |name, version, labels: Value| reading(Kind::Namespace, name, version, &labels);
+        let attempts = [
+            (vec![namespace("a", 1, json!({})), namespace("b", 2, json!({}))], vec!["a", "b"]),
+            // One is as before, one cannot be read now, one has changed, one is new.
+            (vec![namespace("a", 1, json!({})), namespace("b", 3, json!({"x": 7}))], vec![]),
+            (vec![namespace("a", 4, json!({"x": "y"})), namespace("c", 5, json!({}))], vec!["a", "c"]),
+        ];
+        for (readings, told) in attempts {
+            let mut list = List::default();
+            readings.into_iter().for_each(|reading| book.collect(&mut list, reading));
+            let begun: Vec<String> = list.begun().iter().map(|object| name(&object.key())).collect();
+            assert_eq!((begun, list.begun().len()), (names(&told), 0));
+            book.abandon(list);
+        }
+        // Each of them was told, and only one is there.
+        let (objects, mut gone) = list(&mut book, vec![namespace("c", 5, json!({}))], "9");
+        gone.sort();
+        assert_eq!((objects, gone), (names(&[]), names(&["a", "b"])));
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use futures::StreamExt as _;
 use futures::stream::{SelectAll, unfold};
 use ringfence_k8s::api::Kind;
-use ringfence_model::{Object, ObjectKey};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::time::Instant;
 
@@ -22,22 +21,18 @@ const BATCH: usize = 1024;
 pub(super) struct Collector<'a> {
     server: Arc<str>,
     events: &'a Sender<Event>,
-    /// Until every kind has been listed: what is known so far.
-    first: Option<First>,
+    /// Until every kind has been listed: those that have been.
+    first: Option<BTreeSet<Kind>>,
     /// The kinds that cannot be read, and what was said about it.
     failing: BTreeMap<Kind, String>,
     diagnostics: BTreeMap<Kind, Diagnostics>,
 }
 
-#[derive(Default)]
-struct First {
-    listed: BTreeSet<Kind>,
-    objects: BTreeMap<ObjectKey, Object>,
-}
-
 /// What becomes of pieces of news that came together.
 #[derive(Default)]
 struct Batch {
+    /// What was told before the first state was complete.
+    begun: Vec<Change>,
     changes: Vec<Change>,
     has_diagnostics: bool,
     /// It holds the first state.
@@ -51,7 +46,7 @@ impl Collector<'_> {
         Collector {
             server,
             events,
-            first: Some(First::default()),
+            first: Some(BTreeSet::new()),
             failing: BTreeMap::new(),
             diagnostics: BTreeMap::new(),
         }
@@ -79,6 +74,9 @@ impl Collector<'_> {
         let mut batch = Batch::default();
         for (kind, news) in news {
             match news {
+                News::Begun(objects) => {
+                    self.changed(&mut batch, objects.into_iter().map(Change::Apply), kind, None);
+                }
                 News::Listed(listed, diagnostics) => {
                     let objects = listed.objects.into_iter().map(Change::Apply);
                     let changes = listed.gone.into_iter().map(Change::Delete).chain(objects);
@@ -109,9 +107,10 @@ impl Collector<'_> {
         kind: Kind,
         diagnostics: Option<Diagnostics>,
     ) {
-        match &mut self.first {
-            None => batch.changes.extend(changes),
-            Some(first) => changes.into_iter().for_each(|change| first.apply(change)),
+        if self.first.is_some() {
+            batch.begun.extend(changes);
+        } else {
+            batch.changes.extend(changes);
         }
         if let Some(diagnostics) = diagnostics {
             self.diagnostics.insert(kind, diagnostics);
@@ -126,11 +125,10 @@ impl Collector<'_> {
     /// With the last kind, the first state is complete.
     fn listed(&mut self, batch: &mut Batch, kind: Kind) {
         let Some(first) = &mut self.first else { return };
-        first.listed.insert(kind);
-        if first.listed.len() == Kind::ALL.len()
-            && let Some(first) = self.first.take()
-        {
-            batch.changes.push(Change::Reset(first.objects.into_values().collect()));
+        first.insert(kind);
+        if first.len() == Kind::ALL.len() {
+            self.first = None;
+            batch.changes.push(Change::Complete);
             batch.is_first = true;
         }
     }
@@ -138,6 +136,9 @@ impl Collector<'_> {
     fn events(&self, batch: Batch) -> Vec<Event> {
         // Failures first: what has recovered since is told by the update.
         let mut events: Vec<Event> = batch.failures.into_iter().map(Event::Failed).collect();
+        if !batch.begun.is_empty() {
+            events.push(Event::Begun(batch.begun));
+        }
         let works = self.failing.is_empty();
         let tells = !batch.changes.is_empty() || batch.has_diagnostics || (batch.has_recovered && works);
         if tells && self.first.is_none() {
@@ -147,20 +148,5 @@ impl Collector<'_> {
             events.push(if works { Event::Update(update) } else { Event::Partial(update) });
         }
         events
-    }
-}
-
-impl First {
-    fn apply(&mut self, change: Change) {
-        match change {
-            Change::Apply(object) => {
-                self.objects.insert(object.key(), object);
-            }
-            Change::Delete(key) => {
-                self.objects.remove(&key);
-            }
-            // Followers tell of single objects only.
-            Change::Reset(_) => {}
-        }
     }
 }

@@ -6,26 +6,32 @@
 
 use std::time::Duration;
 
-use ringfence_k8s::api::Reader;
+use ringfence_k8s::api::{ListMeta, PageError, Reader};
+use ringfence_model::Object;
 use serde::Deserialize;
 use tokio::sync::mpsc::Sender;
-use tokio::time::{Instant, sleep};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use super::book::{Book, Diagnostics, List, Listed};
 use super::failure::{Failure, causes};
-use super::server::{Line, Page, Server};
+use super::server::{Line, Server};
 use crate::Change;
 use crate::backoff::Backoff;
 
 /// So many objects a page of a list has.
 const PAGE: u32 = 500;
+/// No kind waits longer for another one to be listed first.
+const LONGEST_TURN: Duration = Duration::from_secs(5);
 /// A watch that ends sooner, without a word, is one that did not work.
 const SHORT: Duration = Duration::from_secs(1);
 
 /// What there is to tell about one kind.
 #[derive(Debug)]
 pub(super) enum News {
+    /// Objects of the first list, which is not complete yet. What was told of them before is different now.
+    Begun(Vec<Object>),
     /// The first list is complete, or another one is.
     Listed(Listed, Option<Diagnostics>),
     /// These came together. All diagnostics of the kind, if they changed.
@@ -57,19 +63,33 @@ pub(super) struct Follower {
     reader: Reader,
     book: Book,
     backoff: Backoff,
-    /// Where to resume.
+    /// Where to resume; empty until a list is complete.
     version: String,
     news: Sender<News>,
+    turn: Turn,
+}
+
+/// In which order kinds are listed for the first time. That spares work and decides nothing: what was listed last counts
+/// all the same, and who is never done is not waited for without end.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// Dropped by another follower after its first attempt.
+    pub(super) after: Option<oneshot::Receiver<()>>,
+    /// Dropped after the own first attempt.
+    pub(super) before: Option<oneshot::Sender<()>>,
 }
 
 impl Follower {
-    pub(super) fn new(server: Server, reader: Reader, news: Sender<News>) -> Follower {
+    pub(super) fn new(server: Server, reader: Reader, news: Sender<News>, turn: Turn) -> Follower {
         let backoff = Backoff::new(server.timing.first_pause, server.timing.longest_pause);
-        Follower { server, reader, book: Book::default(), backoff, version: String::new(), news }
+        Follower { server, reader, book: Book::default(), backoff, version: String::new(), news, turn }
     }
 
     /// Tells what there is to tell, as long as somebody listens.
     pub(super) async fn follow(mut self) -> Unheard {
+        if let Some(turn) = self.turn.after.take() {
+            let _ = timeout(LONGEST_TURN, turn).await;
+        }
         loop {
             let Err(unheard) = self.list_and_watch().await else { continue };
             return unheard;
@@ -80,10 +100,12 @@ impl Follower {
     async fn list_and_watch(&mut self) -> Result<(), Unheard> {
         let mut limit = Some(PAGE);
         while let Err(failure) = self.list(limit).await? {
+            self.turn.before = None;
             // The server forgets the moment that a list in pages is about. In one piece it has no time to.
             limit = if failure.is_expired() { None } else { Some(PAGE) };
             self.failed("list", failure).await?;
         }
+        self.turn.before = None;
         loop {
             match self.watch().await? {
                 Ok(Ended::Used) => self.backoff.reset(),
@@ -125,41 +147,60 @@ impl Follower {
         self.news.send(news).await.map_err(|_| Unheard)
     }
 
-    /// Lists everything, page by page.
+    /// Lists everything, page by page. What there is on the pages of the first list is told at once, so that nobody has to
+    /// hold all of it; what differs on the pages of a later one belongs together.
     async fn list(&mut self, limit: Option<u32>) -> Result<Result<(), Failure>, Unheard> {
-        let (list, version) = match self.pages(limit).await {
-            Ok(complete) => complete,
-            Err(failure) => return Ok(Err(failure)),
-        };
-        let listed = self.book.complete(list, &version);
-        self.version = version;
-        let diagnostics = self.book.new_diagnostics();
-        self.tell(News::Listed(listed, diagnostics)).await?;
-        Ok(Ok(()))
-    }
-
-    async fn pages(&mut self, limit: Option<u32>) -> Result<(List, String), Failure> {
+        let is_first = self.version.is_empty();
         let mut list = List::default();
+        let mut text = Vec::new();
         let mut continue_token = None;
-        let mut first: Option<String> = None;
+        let mut version: Option<String> = None;
         loop {
-            let text = self.server.page(limit, continue_token.as_deref()).await?;
-            let page: Page<'_> = read(&text)?;
-            for item in page.items.unwrap_or_default() {
-                let reading = self.reader.read(self.server.kind, item.get()).map_err(Failure::Unreadable)?;
-                self.book.collect(&mut list, reading);
+            let page = match self.page(limit, continue_token.as_deref(), &mut text, &mut list).await {
+                Ok(page) => page,
+                Err(failure) => {
+                    if is_first {
+                        self.book.abandon(list);
+                    }
+                    return Ok(Err(failure));
+                }
+            };
+            if is_first {
+                self.tell(News::Begun(list.begun())).await?;
             }
             // All pages are about the same moment. If they were not, the first one has missed nothing that is still to come.
-            let version = first.get_or_insert(page.metadata.resource_version);
-            continue_token = page.metadata.continue_token.filter(|token| !token.is_empty());
+            let version = version.get_or_insert(page.resource_version);
+            continue_token = page.continue_token.filter(|token| !token.is_empty());
             if continue_token.is_none() {
-                return if version.is_empty() {
-                    Err(Failure::Malformed("the list has no metadata.resourceVersion".to_owned()))
-                } else {
-                    Ok((list, std::mem::take(version)))
-                };
+                let listed = self.book.complete(list, version);
+                self.version = std::mem::take(version);
+                let diagnostics = self.book.new_diagnostics();
+                self.tell(News::Listed(listed, diagnostics)).await?;
+                return Ok(Ok(()));
             }
         }
+    }
+
+    /// Collects one page, all of it or nothing.
+    async fn page(
+        &mut self,
+        limit: Option<u32>,
+        continue_token: Option<&str>,
+        text: &mut Vec<u8>,
+        list: &mut List,
+    ) -> Result<ListMeta, Failure> {
+        self.server.page(limit, continue_token, text).await?;
+        let (page, readings) = self.reader.page(self.server.kind, text).map_err(|error| match error {
+            PageError::Malformed(error) => malformed(&error),
+            PageError::Object(diagnostic) => Failure::Unreadable(diagnostic),
+        })?;
+        if page.resource_version.is_empty() {
+            return Err(Failure::Malformed("the list has no metadata.resourceVersion".to_owned()));
+        }
+        for reading in readings {
+            self.book.collect(list, reading);
+        }
+        Ok(page)
     }
 
     /// Watches until the watch ends.
@@ -245,10 +286,13 @@ impl Follower {
 /// The object of a BOOKMARK event.
 #[derive(Deserialize)]
 struct Bookmark {
-    metadata: super::server::ListMeta,
+    metadata: ListMeta,
 }
 
 fn read<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Result<T, Failure> {
-    serde_json::from_slice(text)
-        .map_err(|error| Failure::Malformed(format!("not what was asked for: {}", causes(&error))))
+    serde_json::from_slice(text).map_err(|error| malformed(&error))
+}
+
+fn malformed(error: &serde_json::Error) -> Failure {
+    Failure::Malformed(format!("not what was asked for: {}", causes(error)))
 }

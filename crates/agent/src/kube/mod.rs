@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use ringfence_k8s::api::{Kind, Reader};
 use tokio::sync::mpsc::{Sender, channel};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::backoff::Backoff;
@@ -26,7 +27,7 @@ use crate::source::{Event, SourceError};
 use collector::Collector;
 pub use connect::ConnectError;
 pub use events::Publisher;
-use follower::Follower;
+use follower::{Follower, Turn};
 use server::Server;
 
 /// How many pieces of news of one kind may wait for the collector.
@@ -115,10 +116,18 @@ impl KubeSource {
         let mut collector = Collector::new(server.clone(), events);
         let mut inputs = Vec::new();
         let mut followers = Vec::new();
+        // A label that policies mention tells pods apart: those that are known by then are looked at again.
+        let (policies, after_policies) = oneshot::channel();
+        let (mut policies, mut after_policies) = (Some(policies), Some(after_policies));
         for kind in Kind::ALL {
+            let turn = match kind {
+                Kind::NetworkPolicy => Turn { before: policies.take(), after: None },
+                Kind::Pod => Turn { before: None, after: after_policies.take() },
+                Kind::Namespace | Kind::Node => Turn::default(),
+            };
             let (sender, receiver) = channel(WAITING);
             let server = Server { client: client.clone(), kind, timing: self.timing };
-            followers.push(Follower::new(server, Reader::new(&self.server()), sender).follow());
+            followers.push(Follower::new(server, Reader::new(&self.server()), sender, turn).follow());
             inputs.push((kind, receiver));
         }
         let publish = async {

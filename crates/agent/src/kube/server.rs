@@ -29,25 +29,6 @@ pub(super) struct Server {
     pub(super) timing: Timing,
 }
 
-/// A part of a list.
-#[derive(Deserialize)]
-pub(super) struct Page<'a> {
-    #[serde(default)]
-    pub(super) metadata: ListMeta,
-    /// Go writes no items as null.
-    #[serde(borrow)]
-    pub(super) items: Option<Vec<&'a RawValue>>,
-}
-
-/// `metadata` of a list.
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(super) struct ListMeta {
-    pub(super) resource_version: String,
-    #[serde(rename = "continue")]
-    pub(super) continue_token: Option<String>,
-}
-
 /// One line of a watch.
 #[derive(Deserialize)]
 pub(super) struct Line<'a> {
@@ -58,13 +39,19 @@ pub(super) struct Line<'a> {
 }
 
 impl Server {
-    /// The text of one page of a list, from `continue_token` on.
-    pub(super) async fn page(&self, limit: Option<u32>, continue_token: Option<&str>) -> Result<Vec<u8>, Failure> {
+    /// The text of one page of a list, from `continue_token` on, in place of what is in `text`.
+    pub(super) async fn page(
+        &self,
+        limit: Option<u32>,
+        continue_token: Option<&str>,
+        text: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
         let continue_token = continue_token.map(str::to_owned);
         let parameters = ListParams { limit, continue_token, ..ListParams::default() };
         let request = kube::core::Request::new(self.kind.path()).list(&parameters);
         let response = self.ask(request).await?;
-        read_all(response, self.timing.answer).await
+        text.clear();
+        read_all(response, self.timing.answer, text).await
     }
 
     /// A watch from `version` on.
@@ -93,7 +80,9 @@ impl Server {
         let code = response.status().as_u16();
         let retry_after =
             response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let text = read_all(response, self.timing.answer).await.unwrap_or_default();
+        let mut text = Vec::new();
+        // Half a message is better than none.
+        let _ = read_all(response, self.timing.answer, &mut text).await;
         let mut status = serde_json::from_slice::<Status>(&text).unwrap_or_default();
         // A proxy in between does not speak Kubernetes.
         if status.message.is_empty() {
@@ -105,13 +94,12 @@ impl Server {
 }
 
 /// All of an answer. It may take its time, but not without a word.
-async fn read_all(response: Response<Body>, silence: Duration) -> Result<Vec<u8>, Failure> {
+async fn read_all(response: Response<Body>, silence: Duration, text: &mut Vec<u8>) -> Result<(), Failure> {
     let mut body = response.into_body();
-    let mut text = Vec::new();
     while let Some(bytes) = next(&mut body, silence).await? {
         text.extend_from_slice(&bytes);
     }
-    Ok(text)
+    Ok(())
 }
 
 /// The next bytes; nothing at the end of a complete body.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ringfence_agent::kube::Publisher;
 use ringfence_agent::kube::{KubeSource, Timing};
 use ringfence_agent::source::{CAPACITY, Event};
-use ringfence_agent::{Agent, Change};
+use ringfence_agent::{Agent, Change, SyncError};
 use ringfence_compile::{Cluster, NodeCompiler, Program, Touched};
 use ringfence_dataplane::fake::FakeBackend;
 use ringfence_fake_apiserver::{FakeApiServer, sample};
@@ -104,13 +104,20 @@ impl Bench {
         self.is_well = matches!(event, Event::Update(_));
         match event {
             Event::Failed(error) => self.failures.push(error.to_string()),
+            Event::Begun(changes) => {
+                for change in changes {
+                    self.agent.change(change).unwrap();
+                }
+                // Half a state is none: some policies without the others would allow what they forbid.
+                assert!(matches!(self.agent.sync(), Err(SyncError::NotReady)) && self.enforced().is_none());
+            }
             Event::Update(update) | Event::Partial(update) => {
                 self.updates += 1;
                 if let Some(diagnostics) = &update.diagnostics {
                     self.diagnostics = diagnostics.iter().map(ToString::to_string).collect();
                 }
                 for change in update.changes {
-                    self.resets += usize::from(matches!(change, Change::Reset(_)));
+                    self.resets += usize::from(matches!(change, Change::Complete));
                     self.agent.change(change).unwrap();
                 }
                 self.agent.sync().unwrap();

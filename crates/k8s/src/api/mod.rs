@@ -2,8 +2,9 @@
 //!
 //! A Pod of a real cluster is many kilobytes of which policies need a few hundred bytes. [`Reader`] takes only the fields
 //! that matter out of the JSON (`tree`) and hands them to the readers of manifests, so that there is one reading of what they
-//! mean. Strings that many objects repeat are shared (`strings`).
+//! mean. Strings that many objects repeat are shared (`strings`). Lists are read page by page (`page`).
 
+mod page;
 mod strings;
 mod tree;
 
@@ -19,8 +20,11 @@ use crate::names::{is_dns_label, is_dns_subdomain};
 use crate::pod::{file_id, pod};
 use crate::policy::{API_VERSION, network_policy};
 use crate::read::{At, Fields, Report, mapping};
+use page::Page;
 use strings::Strings;
 use tree::Shape;
+
+pub use page::{ListMeta, PageError};
 
 /// The kinds that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,7 +111,35 @@ impl Reader {
     /// It is not JSON, or has no usable name: then nobody knows which object it is.
     pub fn read(&mut self, kind: Kind, json: &str) -> Result<Reading, Box<Diagnostic>> {
         let root = self.tree(json, tree::shape(kind))?;
-        let at = At::root(&root);
+        self.read_tree(kind, &root)
+    }
+
+    /// Reads a page of a list of one kind, all objects on it or none. `json` is the whole answer, and is read once.
+    ///
+    /// # Errors
+    /// It is not a list in JSON, or one of the objects has no usable name.
+    pub fn page(&mut self, kind: Kind, json: &[u8]) -> Result<(ListMeta, Vec<Reading>), PageError> {
+        let mut objects = Vec::new();
+        let mut unreadable = None;
+        let page = Page::new(tree::shape(kind), |root| match self.read_tree(kind, &root) {
+            Ok(reading) => {
+                objects.push(reading);
+                true
+            }
+            Err(error) => {
+                unreadable = Some(error);
+                false
+            }
+        });
+        let result = page.read(json);
+        match unreadable {
+            Some(error) => Err(PageError::Object(error)),
+            None => Ok((result.map_err(PageError::Malformed)?, objects)),
+        }
+    }
+
+    fn read_tree(&mut self, kind: Kind, root: &dom::Node) -> Result<Reading, Box<Diagnostic>> {
+        let at = At::root(root);
         let (key, version) = self.identity(kind, &at)?;
         let mut report = Report::new(self.server.clone());
         let mut object = None;
@@ -116,7 +148,7 @@ impl Reader {
         }
         let mut diagnostics = report.diagnostics;
         for diagnostic in &mut diagnostics {
-            diagnostic.object = Some(describe(kind.name(), &root, kind.is_namespaced()));
+            diagnostic.object = Some(describe(kind.name(), root, kind.is_namespaced()));
         }
         Ok(Reading { key: object.as_ref().map_or(key, Object::key), version, object, diagnostics })
     }

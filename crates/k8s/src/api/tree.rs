@@ -87,9 +87,24 @@ pub(super) fn shape(kind: Kind) -> &'static Shape {
 /// Reads one JSON value.
 pub(super) fn read(json: &str, shape: &'static Shape) -> serde_json::Result<Node> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    let value = Projection { shape, depth: 0 }.deserialize(&mut deserializer)?;
+    let node = item(shape).deserialize(&mut deserializer)?;
     deserializer.end()?;
-    Ok(node(value))
+    Ok(node)
+}
+
+/// Reads one JSON value as a part of another one.
+pub(super) fn item<'de>(shape: &'static Shape) -> impl DeserializeSeed<'de, Value = Node> {
+    Item(Projection { shape, depth: 0 })
+}
+
+struct Item(Projection);
+
+impl<'de> DeserializeSeed<'de> for Item {
+    type Value = Node;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        self.0.deserialize(deserializer).map(node)
+    }
 }
 
 fn node(value: Value) -> Node {
