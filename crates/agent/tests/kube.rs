@@ -5,6 +5,8 @@
 
 #[path = "kube/bench.rs"]
 mod bench;
+#[path = "kube/pages.rs"]
+mod pages;
 
 use std::time::Duration;
 
@@ -289,34 +291,6 @@ fn a_pod_of_the_same_name_is_another_one() {
         });
     }
     bench.catch_up();
-}
-
-/// Pages, and a list that the server forgets between two of them.
-#[test]
-fn a_list_has_pages() {
-    let mut bench = Bench::start(|server| {
-        for number in 0..1200 {
-            let address = format!("10.1.{}.{}", number / 250, 1 + number % 250);
-            server.apply(&sample::pod("shop", &format!("p{number}"), &[("app", "web")], "node-2", &[&address]));
-        }
-        server.inject(On::continued("pods"), 1, Fault::status(410));
-    });
-    bench.catch_up();
-    let limits: Vec<_> = bench
-        .server
-        .requests_of(Verb::List, "pods")
-        .iter()
-        .map(|request| (request.query.contains_key("limit"), request.query.contains_key("continue")))
-        .collect();
-    // A watch that is silent for long enough is followed by another list.
-    assert_eq!(limits[..3], [(true, false), (true, true), (false, false)]);
-    // By pages again.
-    bench.server.fail_watches("pods", 410);
-    bench.change(|server| {
-        server.delete("pods", "shop", "p7");
-    });
-    bench.catch_up();
-    bench.wait_for("the list is complete", |bench| bench.server.requests_of(Verb::List, "pods").len() >= 6);
 }
 
 /// Objects that cannot be read. What was read of them before counts, if that is safer.

@@ -5,7 +5,7 @@ use arbitrary::Unstructured;
 use proptest::prelude::*;
 use std::sync::Arc;
 
-use ringfence_k8s::api::{Kind, Reader, Reading};
+use ringfence_k8s::api::{Kind, PageError, Reader, Reading};
 use ringfence_k8s::{Severity, Source, parse};
 use ringfence_model::{
     Isolation, NamespaceScope, Object, ObjectKey, Operator, Peer, Peers, Phase, Policy, PortMatch, PortRange, Ports,
@@ -380,4 +380,50 @@ fn a_static_pod_tells_its_other_uid() {
     });
     let Some(Object::Pod(read)) = read(Kind::Pod, &pod).object else { panic!("no pod") };
     assert_eq!(read.static_uid.as_deref(), Some("5f4f4d9c"));
+}
+
+/// A page says of its objects what each of them says alone.
+#[test]
+fn a_page_of_a_list() {
+    let pod =
+        |name: &str| json!({"metadata": {"namespace": "shop", "name": name, "uid": name, "resourceVersion": "7"}});
+    let read = |page: &str| {
+        let (metadata, readings) = Reader::new("https://api").page(Kind::Pod, page.as_bytes())?;
+        let names: Vec<String> =
+            readings.iter().map(|reading| format!("{:?} {}", reading.key, reading.version)).collect();
+        Ok::<_, PageError>((metadata.resource_version, metadata.continue_token, names))
+    };
+    let alone = |name: &str| {
+        let Reading { key, version, .. } = self::read(Kind::Pod, &pod(name));
+        format!("{key:?} {version}")
+    };
+    let both = vec![alone("a"), alone("b")];
+    let items = json!([pod("a"), pod("b")]);
+    let metadata = json!({"resourceVersion": "9", "continue": "token", "remainingItemCount": 5});
+    let (version, token) = ("9".to_owned(), Some("token".to_owned()));
+    // In whatever order, with whatever else.
+    for page in [
+        format!(r#"{{"kind": "PodList", "metadata": {metadata}, "items": {items}}}"#),
+        format!(r#"{{"items": {items}, "other": [{{"items": [7]}}], "metadata": {metadata}}}"#),
+    ] {
+        assert_eq!(read(&page).unwrap(), (version.clone(), token.clone(), both.clone()), "{page}");
+    }
+    assert_eq!(read(r#"{"metadata": {}, "items": null}"#).unwrap(), (String::new(), None, Vec::new()));
+    assert_eq!(read("{}").unwrap(), (String::new(), None, Vec::new()));
+    for malformed in [
+        "",
+        "[]",
+        "7",
+        r#"{"items": {}}"#,
+        r#"{"items": [], "items": []}"#,
+        r#"{"metadata": {}, "metadata": {}}"#,
+        r#"{"metadata": 7}"#,
+        r#"{"items": []} x"#,
+        &format!(r#"{{"items": [{}, {{"metadata": "#, pod("a")),
+    ] {
+        assert!(matches!(read(malformed), Err(PageError::Malformed(_))), "{malformed}");
+    }
+    let nameless = format!(r#"{{"items": [{}, {{"metadata": {{"namespace": "shop"}}}}, {}]}}"#, pod("a"), pod("b"));
+    let Err(PageError::Object(diagnostic)) = read(&nameless) else { panic!("taken") };
+    assert_eq!((diagnostic.severity, &*diagnostic.location.file), (Severity::Fatal, "https://api"));
 }

@@ -1,0 +1,62 @@
+//! Lists in pages, and those that break off between two of them.
+
+use std::net::IpAddr;
+
+use ringfence_fake_apiserver::{ALWAYS, FakeApiServer, Fault, On, Verb, sample};
+
+use crate::bench::Bench;
+
+/// Pages, and a list that the server forgets between two of them.
+#[test]
+fn a_list_has_pages() {
+    let mut bench = Bench::start(|server| {
+        for number in 0..1200 {
+            let address = format!("10.1.{}.{}", number / 250, 1 + number % 250);
+            server.apply(&sample::pod("shop", &format!("p{number}"), &[("app", "web")], "node-2", &[&address]));
+        }
+        server.inject(On::continued("pods"), 1, Fault::status(410));
+    });
+    bench.catch_up();
+    let limits: Vec<_> = bench
+        .server
+        .requests_of(Verb::List, "pods")
+        .iter()
+        .map(|request| (request.query.contains_key("limit"), request.query.contains_key("continue")))
+        .collect();
+    // A watch that is silent for long enough is followed by another list.
+    assert_eq!(limits[..3], [(true, false), (true, true), (false, false)]);
+    // By pages again.
+    bench.server.fail_watches("pods", 410);
+    bench.change(|server| {
+        server.delete("pods", "shop", "p7");
+    });
+    bench.catch_up();
+    bench.wait_for("the list is complete", |bench| bench.server.requests_of(Verb::List, "pods").len() >= 6);
+}
+
+/// What a first list has told before it broke off goes when the next one does not have it.
+#[test]
+fn a_first_list_breaks_off() {
+    let address = |number: usize| format!("10.1.{}.{}", number / 250, 1 + number % 250);
+    let apply = |server: &FakeApiServer, number: usize, app: &str| {
+        let name = format!("p{number:04}");
+        server.apply(&sample::pod("shop", &name, &[("app", app)], "node-2", &[&address(number)]));
+    };
+    let mut bench = Bench::start(|server| {
+        (0..1200).for_each(|number| apply(server, number, "web"));
+        server.inject(On::continued("pods"), ALWAYS, Fault::status(500));
+    });
+    bench.wait_for("the failure is told", |bench| bench.failed_with("(500)"));
+    bench.change(|server| {
+        server.delete("pods", "shop", "p0007");
+        apply(server, 8, "other");
+    });
+    bench.server.heal();
+    bench.catch_up();
+    bench.recover();
+    let peers = bench.enforced().unwrap().ingress.peers;
+    let class = |number: usize| peers.get(&address(number).parse::<IpAddr>().unwrap());
+    assert!(class(6).is_some() && class(6) == class(1199) && class(6) != class(8));
+    assert_eq!(class(7), None);
+    assert_eq!(bench.resets, 1);
+}
