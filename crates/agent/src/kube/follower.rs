@@ -99,10 +99,13 @@ impl Follower {
     /// Until everything has to be listed again.
     async fn list_and_watch(&mut self) -> Result<(), Unheard> {
         let mut limit = Some(PAGE);
+        let mut has_expired = false;
         while let Err(failure) = self.list(limit).await? {
             self.turn.before = None;
-            // The server forgets the moment that a list in pages is about. In one piece it has no time to.
-            limit = if failure.is_expired() { None } else { Some(PAGE) };
+            // The server forgets the moment that a list in pages is about. In one piece it has no time to; but all objects of
+            // a large cluster in one piece are hundreds of megabytes, so pages are tried once more.
+            limit = if failure.is_expired() && has_expired { None } else { Some(PAGE) };
+            has_expired = failure.is_expired();
             self.failed("list", failure).await?;
         }
         self.turn.before = None;

@@ -1,12 +1,13 @@
 //! Lists in pages, and those that break off between two of them.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ringfence_fake_apiserver::{ALWAYS, FakeApiServer, Fault, On, Verb, sample};
 
 use crate::bench::Bench;
 
-/// Pages, and a list that the server forgets between two of them.
+/// Pages, and lists that the server forgets between two of them: twice, and then there are no pages.
 #[test]
 fn a_list_has_pages() {
     let mut bench = Bench::start(|server| {
@@ -14,7 +15,7 @@ fn a_list_has_pages() {
             let address = format!("10.1.{}.{}", number / 250, 1 + number % 250);
             server.apply(&sample::pod("shop", &format!("p{number}"), &[("app", "web")], "node-2", &[&address]));
         }
-        server.inject(On::continued("pods"), 1, Fault::status(410));
+        server.inject(On::continued("pods"), 2, Fault::status(410));
     });
     bench.catch_up();
     let limits: Vec<_> = bench
@@ -24,14 +25,14 @@ fn a_list_has_pages() {
         .map(|request| (request.query.contains_key("limit"), request.query.contains_key("continue")))
         .collect();
     // A watch that is silent for long enough is followed by another list.
-    assert_eq!(limits[..3], [(true, false), (true, true), (false, false)]);
+    assert_eq!(limits[..5], [(true, false), (true, true), (true, false), (true, true), (false, false)]);
     // By pages again.
     bench.server.fail_watches("pods", 410);
     bench.change(|server| {
         server.delete("pods", "shop", "p7");
     });
     bench.catch_up();
-    bench.wait_for("the list is complete", |bench| bench.server.requests_of(Verb::List, "pods").len() >= 6);
+    bench.wait_for("the list is complete", |bench| bench.server.requests_of(Verb::List, "pods").len() >= 8);
 }
 
 /// What a first list has told before it broke off goes when the next one does not have it.
@@ -59,4 +60,18 @@ fn a_first_list_breaks_off() {
     assert!(class(6).is_some() && class(6) == class(1199) && class(6) != class(8));
     assert_eq!(class(7), None);
     assert_eq!(bench.resets, 1);
+}
+
+/// The labels that policies speak of are known before the pods are; but no list waits for one that fails.
+#[test]
+fn policies_are_listed_before_pods() {
+    let delay = Duration::from_millis(200);
+    for fault in [Fault::Delay(delay), Fault::status(500)] {
+        let mut bench = Bench::start(|server| server.inject(On::list("networkpolicies"), 1, fault.clone()));
+        bench.catch_up();
+        let first = |resource| bench.server.requests_of(Verb::List, resource)[0].at;
+        assert!(first("pods") > first("networkpolicies"), "{fault:?}");
+        assert!(fault != Fault::Delay(delay) || first("pods") - first("networkpolicies") >= delay);
+        assert!(first("namespaces") < first("pods"));
+    }
 }
