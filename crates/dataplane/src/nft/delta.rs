@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use ringfence_compile::{ClassId, GateId, Program, Side};
 use ringfence_model::{Direction, Family};
 
-use super::layout::{Layout, block_elements, every_packet, gate_sets, itself, known, member, subject_elements};
+use super::layout::{
+    Layout, block_elements, differing_elements, every_packet, gate_sets, itself, known, member, subject_elements,
+};
 use super::name::{ChainName, SetName};
 use super::ruleset::Element;
 use super::transaction::Op;
@@ -49,6 +51,12 @@ pub(super) fn needs_new_epoch(from: &Program, to: &Program, diff: &ProgramDiff) 
     other || (adds && takes && directions > 1)
 }
 
+/// Whether chains other than those of gates may differ, within an epoch: which maps and ranges they ask.
+fn differs_at_large(diff: &ProgramDiff) -> bool {
+    let has_other_subjects = Direction::ALL.into_iter().any(|direction| !diff.side(direction).subjects.is_empty());
+    has_other_subjects || !diff.ranges_added.is_empty() || !diff.ranges_removed.is_empty()
+}
+
 /// For each peer that changes, the gates it passed, those it passes now, and its address.
 fn changes_of_peers<'a>(
     from: &'a Side,
@@ -74,7 +82,12 @@ fn changes_of_peers<'a>(
 /// and nothing else in an update would notice.
 pub(super) fn update(from: Layout<'_>, to: Layout<'_>, diff: &ProgramDiff, renew_rules: bool) -> Vec<Op> {
     let mut changes = Changes::default();
-    let mut chains: BTreeSet<ChainName> = to.fixed_chains().into_iter().collect();
+    let mut chains: BTreeSet<ChainName> = BTreeSet::new();
+    if renew_rules || from.epoch != to.epoch || differs_at_large(diff) {
+        chains.extend(to.fixed_chains());
+    } else {
+        debug_assert!(to.fixed_chains().into_iter().all(|chain| from.rules(chain) == to.rules(chain)));
+    }
     let mut ops = Vec::new();
     let mut dead_chains = Vec::new();
     for direction in Direction::ALL {
@@ -148,8 +161,8 @@ impl Changes {
             self.replace(subject_elements(direction, *address, old), Vec::new());
         }
         for (address, old, new) in &subjects.changed {
-            let elements = |subject| subject_elements(direction, *address, subject);
-            self.replace(elements(old), elements(new));
+            let (old, new) = differing_elements(direction, *address, old, new);
+            self.replace(old, new);
         }
         for (address, new) in &subjects.added {
             self.replace(Vec::new(), subject_elements(direction, *address, new));

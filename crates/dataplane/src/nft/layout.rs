@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ringfence_compile::{Gate, GateId, Program, ProtocolRange, Side, Subject};
+use ringfence_compile::{Admission, Gate, GateId, Program, ProtocolRange, Side, Subject};
 use ringfence_model::{Direction, Family};
 
 use super::name::{ChainName, Content, Epoch, Hook, Members, SetName, Shape};
@@ -276,24 +276,110 @@ pub(super) fn itself(address: IpAddr) -> (SetName, Element) {
 
 /// The elements that are about one subject.
 pub(super) fn subject_elements(direction: Direction, address: IpAddr, subject: &Subject) -> Vec<(SetName, Element)> {
-    let family = Family::of(address);
-    let set = |content| SetName { direction, family, content };
-    let mut elements = vec![(set(Content::Subjects), Element::Subject { address, pod: subject.pod.clone() })];
-    for &(range, admission) in subject.ports.segments() {
-        let ProtocolRange { protocol, ports } = range;
-        if is_written_out(&range) {
-            elements.extend(
-                (ports.first..=ports.last).map(|port| {
-                    (set(Content::Ports(Shape::Ports)), Element::Port { address, protocol, port, admission })
-                }),
-            );
-        } else {
-            let element = Element::Range { address, protocol, ports, admission };
-            elements.push((set(Content::Ports(Shape::Ranges)), element));
-        }
+    let mut elements = vec![name_element(direction, address, subject)];
+    for segment in subject.ports.segments() {
+        elements.extend(segment_elements(direction, address, segment));
     }
-    if let Some(admission) = subject.ports.rest() {
-        elements.push((set(Content::Ports(Shape::Rest)), Element::Rest { address, admission }));
-    }
+    elements.extend(rest_element(direction, address, subject));
     elements
+}
+
+/// The elements about one subject before a change and after it, without those of segments of ports that are in both tables:
+/// a pod can have very many of them, and a change is about few. Segments of one table do not overlap, so what is left out
+/// on one side cannot be among the rest of the other.
+pub(super) fn differing_elements(
+    direction: Direction,
+    address: IpAddr,
+    old: &Subject,
+    new: &Subject,
+) -> (Vec<(SetName, Element)>, Vec<(SetName, Element)>) {
+    let elements = |subject: &Subject, others: &Subject| {
+        let mut elements = vec![name_element(direction, address, subject)];
+        let mut others = others.ports.segments().iter().peekable();
+        for segment in subject.ports.segments() {
+            while others.next_if(|other| *other < segment).is_some() {}
+            if others.peek() != Some(&segment) {
+                elements.extend(segment_elements(direction, address, segment));
+            }
+        }
+        elements.extend(rest_element(direction, address, subject));
+        elements
+    };
+    (elements(old, new), elements(new, old))
+}
+
+fn name_element(direction: Direction, address: IpAddr, subject: &Subject) -> (SetName, Element) {
+    let set = SetName { direction, family: Family::of(address), content: Content::Subjects };
+    (set, Element::Subject { address, pod: subject.pod.clone() })
+}
+
+fn segment_elements(
+    direction: Direction,
+    address: IpAddr,
+    segment: &(ProtocolRange, Admission),
+) -> impl Iterator<Item = (SetName, Element)> + use<> {
+    let (range, admission) = *segment;
+    let ProtocolRange { protocol, ports } = range;
+    let set = |shape| SetName { direction, family: Family::of(address), content: Content::Ports(shape) };
+    let (single, whole) = if is_written_out(&range) {
+        (Some((set(Shape::Ports), ports.first..=ports.last)), None)
+    } else {
+        (None, Some((set(Shape::Ranges), Element::Range { address, protocol, ports, admission })))
+    };
+    let single = single.into_iter().flat_map(move |(set, ports)| {
+        ports.map(move |port| (set, Element::Port { address, protocol, port, admission }))
+    });
+    single.chain(whole)
+}
+
+fn rest_element(direction: Direction, address: IpAddr, subject: &Subject) -> Option<(SetName, Element)> {
+    let set = SetName { direction, family: Family::of(address), content: Content::Ports(Shape::Rest) };
+    subject.ports.rest().map(|admission| (set, Element::Rest { address, admission }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use ringfence_compile::PortTable;
+    use ringfence_model::{PortRange, Protocol};
+
+    use super::*;
+
+    /// Subjects with all tables of up to three segments at a few places, short and long, and with and without a rest.
+    fn subjects() -> Vec<Subject> {
+        let admissions = [None, Some(Admission::Anyone), Some(Admission::Gate(GateId(1)))];
+        let ports = |first, last| ProtocolRange { protocol: Protocol::Tcp, ports: PortRange { first, last } };
+        let mut subjects = Vec::new();
+        for first in [ports(1, 3), ports(1, 90), ports(2, 2)] {
+            for choice in 0..3_usize.pow(4) {
+                let chosen = |place: u32| admissions[choice / 3_usize.pow(place) % 3];
+                let places = [first, ports(100, 100), ports(101, 200)];
+                let segments = places.into_iter().zip(0..).filter_map(|(range, place)| Some((range, chosen(place)?)));
+                let ports = Arc::new(PortTable::of(segments, chosen(3)));
+                subjects.push(Subject { pod: "namespace/pod".into(), ports });
+            }
+        }
+        subjects.push(Subject { pod: "namespace/other".into(), ports: Arc::default() });
+        subjects
+    }
+
+    #[test]
+    fn what_is_left_out_does_not_differ() {
+        let address = IpAddr::V4([10, 0, 0, 1].into());
+        let set = |elements: Vec<_>| elements.into_iter().collect::<BTreeSet<_>>();
+        let subjects = subjects();
+        let mut left_out = 0;
+        for old in &subjects {
+            for new in &subjects {
+                let all = [old, new].map(|subject| set(subject_elements(Direction::Ingress, address, subject)));
+                let (before, after) = differing_elements(Direction::Ingress, address, old, new);
+                let some = [set(before), set(after)];
+                assert!(all[0].difference(&all[1]).eq(some[0].difference(&some[1])), "{old:?} {new:?}");
+                assert!(all[1].difference(&all[0]).eq(some[1].difference(&some[0])), "{old:?} {new:?}");
+                left_out += all[0].len() - some[0].len();
+            }
+        }
+        assert!(left_out > 0);
+    }
 }
