@@ -32,7 +32,8 @@
 //! 3. All givings, first of rules, then of sets.
 //! 4. Grace, then the deletion of chains and sets that no rule leads to any more.
 //!
-//! An update that took and had no grace owes one: the next update pays it before it gives.
+//! An update that took and had no grace owes one: the next update pays it before it gives. It begins as soon as the update is
+//! done, so a giving that comes some milliseconds later does not wait for it.
 //!
 //! A set that outgrows its size is made larger under another name, with the members that the step is about to give it,
 //! and swapped. A namespace that comes to the node or leaves it comes or goes with its set of isolated pods, which is made
@@ -79,7 +80,7 @@ use listing::{Stock, set_kind, set_members};
 use name::{Edition, Names};
 use plan::{Capacities, Step, Update, Work};
 pub(crate) use tools::grace;
-use tools::{Failure, Tools};
+use tools::{Failure, Grace, Tools};
 
 /// How often to try to destroy a set: the kernel lets go of deleted rules a moment later.
 const DESTROY_ATTEMPTS: u32 = 50;
@@ -112,8 +113,8 @@ pub struct IptablesBackend {
     compares: Option<bool>,
     /// The edition in force; nothing when that is not certain.
     edition: Option<Edition>,
-    /// Packets may be under judgement that have seen what the last update took.
-    owes_grace: bool,
+    /// Packets may be under judgement that have seen what the last update took. Until this is over.
+    owed: Option<Grace>,
     capacities: Capacities,
     refused: Vec<RefusedPolicy>,
     /// How the tools list what they were given, when they do not list it as it was given: fingerprints of both, and whether
@@ -203,7 +204,7 @@ impl IptablesBackend {
             notes,
             compares: None,
             edition: None,
-            owes_grace: false,
+            owed: None,
             capacities: Capacities::new(),
             refused: Vec::new(),
             spelling: None,
@@ -313,6 +314,10 @@ impl IptablesBackend {
     fn run(&mut self, steps: &[Step]) -> Result<Applied, Stopped> {
         let mut applied = Applied::default();
         for step in steps {
+            if step.work == Work::Owed {
+                self.owed.take().map_or_else(grace, Grace::wait);
+                continue;
+            }
             if let Some(left) = &mut self.steps_left {
                 *left = left
                     .checked_sub(1)
@@ -328,7 +333,7 @@ impl IptablesBackend {
 
     fn perform(&self, step: &Step, applied: &mut Applied) -> Result<(), Stopped> {
         let (lines, result) = match &step.work {
-            Work::Grace => {
+            Work::Grace | Work::Owed => {
                 grace();
                 return Ok(());
             }
@@ -401,7 +406,7 @@ impl IptablesBackend {
             let stopped = match self.run(&steps) {
                 Ok(applied) => {
                     self.edition = Some(edition);
-                    self.owes_grace = false;
+                    self.owed = None;
                     self.capacities = capacities;
                     let refused = |((namespace, policy), reason)| RefusedPolicy { namespace, policy, reason };
                     self.refused = closed.into_iter().map(refused).collect();
@@ -458,14 +463,16 @@ impl Backend for IptablesBackend {
         };
         let mut capacities = std::mem::take(&mut self.capacities);
         let (old, new) = (self.layout(from, edition), self.layout(to, edition));
-        let update = plan::update(old, new, diff, &self.tools.families, &mut capacities, self.owes_grace);
+        let owes_grace = self.owed.as_ref().is_some_and(|grace| !grace.is_over());
+        let update = plan::update(old, new, diff, &self.tools.families, &mut capacities, owes_grace);
         let Some(Update { steps, owes_grace }) = update else {
             return self.write(to);
         };
         // Until all steps are done nothing is certain.
         self.edition = None;
         let applied = self.run(&steps).map_err(|stopped| name_policies(stopped, to, Names(edition)))?;
-        self.owes_grace = owes_grace;
+        // It begins now, though nothing but the next giving has to wait for it.
+        self.owed = owes_grace.then(Grace::begin);
         self.edition = Some(edition);
         self.capacities = capacities;
         Ok(applied)
@@ -551,7 +558,7 @@ pub fn render(acl: &Acl, options: &IptablesOptions) -> String {
             Work::Sets(lines) => ("ipset restore", lines),
             Work::Rules(Family::V4, lines) => ("iptables-restore --noflush", lines),
             Work::Rules(Family::V6, lines) => ("ip6tables-restore --noflush", lines),
-            Work::Grace | Work::Destroy(_) => continue,
+            Work::Grace | Work::Owed | Work::Destroy(_) => continue,
         };
         let separator = if script.is_empty() { "" } else { "\n" };
         // Writing to a string cannot fail.

@@ -379,7 +379,8 @@ fn perform(kernel: &Kernel, steps: &[Step]) -> Vec<(usize, Kernel)> {
     for step in steps {
         let (graces, mut kernel) = states.last().cloned().unwrap();
         match &step.work {
-            Work::Grace => states.push((graces + 1, kernel)),
+            // The packets that saw an earlier update are through by now, too.
+            Work::Grace | Work::Owed => states.push((graces + 1, kernel)),
             Work::Rules(family, lines) => {
                 kernel.commit(*family, lines);
                 states.push((graces, kernel));

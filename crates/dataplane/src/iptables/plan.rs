@@ -30,6 +30,8 @@ pub(super) enum Work {
     Rules(Family, Vec<String>),
     /// Wait until the packets that are being judged now are through.
     Grace,
+    /// Wait until the packets are through that were being judged when the last update had taken rights.
+    Owed,
     /// Sets to destroy, as soon as the kernel has let go of the rules that asked them.
     Destroy(Vec<String>),
 }
@@ -225,7 +227,7 @@ pub(super) fn update(
         owes_grace = false;
     } else {
         if gives && owes_grace {
-            steps.push(grace());
+            steps.push(Step { title: "let packets pass that saw the last update", work: Work::Owed });
             owes_grace = false;
         }
         steps.extend(sets(if gives { "give rights" } else { "take rights" }, [new, take].concat()));
