@@ -75,11 +75,8 @@ pub(crate) fn remote(number: u32) -> Object {
 /// other comes to it at last. All of them speak of the client, so that the port alone tells them apart.
 pub(crate) fn crowd(namespaces: u16, policies: u16) -> Vec<Object> {
     let mut objects = probed();
-    objects.extend((1..=policies).map(|number| {
-        let port = if number == policies { PORT } else { FIRST_PORT + number };
-        let name = format!("policy-{number:05}");
-        Object::Policy(policy(BENCH, &name, app("server"), vec![rule(own(app("client")), port)], vec![]))
-    }));
+    objects.extend((1..policies).map(crowd_policy));
+    objects.push(server_policy(policies, "client", PORT));
     for number in 1..namespaces {
         let namespace = format!("before-{number:05}");
         let address = address(Ipv4Addr::new(10, 254, 0, 0), number.into());
@@ -91,6 +88,85 @@ pub(crate) fn crowd(namespaces: u16, policies: u16) -> Vec<Object> {
         }));
     }
     objects
+}
+
+/// The `number`th policy of [`crowd`] that selects the server, from 1.
+pub(crate) fn crowd_policy(number: u16) -> Object {
+    // Ports side by side that are open to the same peers would become one range.
+    server_policy(number, "client", FIRST_PORT + 2 * number)
+}
+
+/// As [`crowd`] in one namespace, but every policy speaks of another app. Some of these have a pod.
+pub(crate) fn apart(policies: u16) -> Vec<Object> {
+    /// More would cost the compiler's time, which is not measured with these.
+    const WITH_PODS: u16 = 100;
+    let mut objects = probed();
+    objects.extend((1..policies).map(apart_policy));
+    objects.extend((1..policies.min(WITH_PODS)).map(|number| apart_pod(number, number)));
+    objects.push(server_policy(policies, "client", PORT));
+    objects
+}
+
+/// The `number`th policy of [`apart`], from 1.
+pub(crate) fn apart_policy(number: u16) -> Object {
+    server_policy(number, &format!("client-{number}"), FIRST_PORT + number)
+}
+
+/// A pod of the app that the `number`th policy of [`apart`] speaks of, which has the `place`th address.
+pub(crate) fn apart_pod(number: u16, place: u16) -> Object {
+    let address = address(Ipv4Addr::new(10, 0, 0, 0), place.into());
+    Object::Pod(pod(BENCH, &format!("client-{place}"), address, &format!("client-{number}"), OTHER_NODE))
+}
+
+/// Lets an app in to the server.
+fn server_policy(number: u16, peer: &str, port: u16) -> Object {
+    let rules = vec![rule(own(app(peer)), port)];
+    Object::Policy(policy(BENCH, &format!("policy-{number:05}"), app("server"), rules, vec![]))
+}
+
+/// As [`crowd`] in one namespace, and the client may open TCP connections to the server's port, too.
+pub(crate) fn streams(policies: u16) -> Vec<Object> {
+    let mut objects = crowd(1, policies);
+    let ports = Ports::OneOf(vec![PortMatch::Number(Protocol::Tcp, PortRange::single(PORT))]);
+    let ingress = vec![Rule { ports, ..rule(own(app("client")), PORT) }];
+    objects.push(Object::Policy(policy(BENCH, "streams", app("server"), ingress, vec![])));
+    objects
+}
+
+/// One of two states of the client and the server, both on our node, that a cluster can have beside other pods. Both let the
+/// client call [`PORT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    First,
+    Second,
+}
+
+impl State {
+    /// Ports of the server that the client may call in neither state. The first one is, in each state, open to the label that
+    /// the client has in the other; the second one the client may not call, or the server not be called on.
+    pub(crate) const FORBIDDEN_PORTS: [u16; 2] = [PORT + 10, PORT + 11];
+
+    pub(crate) fn objects(self) -> [Object; 4] {
+        let [by_label, by_direction] = State::FORBIDDEN_PORTS;
+        let (side, admitted) = match self {
+            State::First => ("a", "b"),
+            State::Second => ("b", "a"),
+        };
+        let mut ingress = vec![rule(own(selector("side", admitted)), by_label), rule(own(app("client")), PORT)];
+        let mut egress = vec![rule(own(app("server")), by_label), rule(own(app("server")), PORT)];
+        match self {
+            State::First => ingress.push(rule(own(app("client")), by_direction)),
+            State::Second => egress.push(rule(own(app("server")), by_direction)),
+        }
+        let mut client = pod(BENCH, "client", CLIENT, "client", OUR_NODE);
+        client.labels = [("app", "client"), ("side", side)].map(|(key, value)| (key.into(), value.into())).into();
+        [
+            Object::Pod(pod(BENCH, "server", SERVER, "server", OUR_NODE)),
+            Object::Pod(client),
+            Object::Policy(policy(BENCH, "server", app("server"), ingress, vec![])),
+            Object::Policy(policy(BENCH, "client", app("client"), vec![], egress)),
+        ]
+    }
 }
 
 /// What there is in any case: the node, the server and the client.

@@ -49,7 +49,7 @@ pub(crate) struct Options {
 }
 
 /// A size of cluster, as it is given on the command line: `PODS/POLICIES`, or `PODS/POLICIES/NAMESPACES`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Size {
     pods: u32,
     policies: u32,
@@ -107,7 +107,7 @@ impl fmt::Display for Shape {
 
 /// What is changed. Each goes back and forth or round, so the cluster stays as large as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-enum Event {
+pub(crate) enum Event {
     RemotePodAdded,
     RemotePodDeleted,
     RemotePodLabel,
@@ -253,13 +253,13 @@ where
 }
 
 #[allow(clippy::large_enum_variant, reason = "used at once")]
-enum Change {
+pub(crate) enum Change {
     Apply(Object),
     Delete(ObjectKey),
 }
 
 /// The changes of one round, in the order in which they are made.
-fn changes(mix: &Mix, round: u32) -> Vec<(Event, Change)> {
+pub(crate) fn changes(mix: &Mix, round: u32) -> Vec<(Event, Change)> {
     let apply = |event, object: Object| (event, Change::Apply(object));
     let delete = |event, object: &Object| (event, Change::Delete(object.key()));
     let pod = |number, changes| Object::Pod(mix.pod(number, changes));

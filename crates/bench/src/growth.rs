@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use crate::cluster::crowd;
+use crate::cluster::{apart, crowd};
 use crate::filter::Filter;
 use crate::report::{Report, chain, median, ratios};
 use crate::site::{Site, conntrack_only};
@@ -10,9 +10,17 @@ use crate::site::{Site, conntrack_only};
 /// Namespaces on the node while policies grow, and policies of the probed pod while namespaces grow.
 const FEWEST: (u16, u16) = (1, 10);
 
+/// Namespaces on the node, policies of the probed pod, and whether each policy speaks of another app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Size {
+    pub(crate) namespaces: u16,
+    pub(crate) policies: u16,
+    pub(crate) apart: bool,
+}
+
 /// A site, and the medians of its rounds, in microseconds.
 struct Series {
-    size: Option<(u16, u16)>,
+    size: Option<Size>,
     site: Site,
     first: Vec<f64>,
     established: Vec<f64>,
@@ -25,8 +33,10 @@ pub(crate) fn measure(
     flows: usize,
     report: &mut Report,
 ) -> Result<(), Box<dyn Error>> {
-    let mut sizes: Vec<(u16, u16)> = policies.iter().map(|policies| (FEWEST.0, *policies)).collect();
-    sizes.extend(namespaces.iter().map(|namespaces| (*namespaces, FEWEST.1)));
+    let size = |namespaces: u16, policies: u16, apart| Size { namespaces, policies, apart };
+    let mut sizes: Vec<Size> = policies.iter().map(|policies| size(FEWEST.0, *policies, false)).collect();
+    sizes.extend(policies.iter().max().map(|policies| size(FEWEST.0, *policies, true)));
+    sizes.extend(namespaces.iter().map(|namespaces| size(*namespaces, FEWEST.1, false)));
     sizes.sort_unstable();
     sizes.dedup();
 
@@ -34,12 +44,14 @@ pub(crate) fn measure(
     let mut all = vec![series(None, Site::new("conntrack only", conntrack_only)?)];
     for filter in filters {
         report.progress(&format!("loading {filter}, {} sizes", sizes.len()));
-        for &(namespaces, policies) in &sizes {
-            let load = || filter.enforce(crowd(namespaces, policies)).map(|_| ());
+        for &size in &sizes {
+            let Size { namespaces, policies, .. } = size;
+            let objects = if size.apart { apart(policies) } else { crowd(namespaces, policies) };
+            let load = || filter.enforce(objects).map(|_| ());
             match Site::new(&filter.to_string(), load) {
                 Ok(site) => {
                     site.check_refusal()?;
-                    all.push(series(Some((namespaces, policies)), site));
+                    all.push(series(Some(size), site));
                 }
                 // Without root's rights iptables-nft cannot send many rules at once.
                 Err(error) => {

@@ -5,17 +5,22 @@
 mod agent;
 mod cluster;
 mod compile;
+mod during;
 mod filter;
 mod growth;
+mod hot;
 mod latency;
 mod mix;
+mod node;
 mod process;
 mod programming;
 mod report;
 mod scale;
 mod site;
+mod throughput;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
@@ -24,8 +29,12 @@ use clap::{Parser, ValueEnum};
 enum Part {
     /// Compiling from scratch and change by change, for clusters of different sizes.
     Compile,
-    /// Writing a pod's allowed peers with nftables.
+    /// Writing a pod's allowed peers, and one more or less.
     Programming,
+    /// Writing for one pod with very many policies.
+    Hot,
+    /// Writing a node's part of a large cluster, and the kernel's memory for it.
+    Node,
     /// Writing single changes of a large cluster with each packet filter.
     Scale,
     /// The agent as a process: start, memory, processor time, and how long changes in the API server take.
@@ -34,19 +43,30 @@ enum Part {
     Latency,
     /// First and established packets through each packet filter, with many policies and namespaces.
     Growth,
+    /// Bytes and packets of open connections.
+    Throughput,
+    /// What packets meet while rules are written.
+    During,
 }
+
+/// All of them, in the order in which they are measured.
+const PARTS: [&str; 10] =
+    ["compile", "programming", "hot", "node", "scale", "agent", "during", "latency", "growth", "throughput"];
 
 /// Measures packet filters in network namespaces of this process. Needs the nft command, for iptables its tools and ipset,
 /// and root for the largest sizes.
 #[derive(Debug, Parser)]
 struct Args {
     /// What to measure.
-    #[arg(long, value_delimiter = ',', default_values = ["compile", "programming", "scale", "agent", "latency", "growth"])]
+    #[arg(long, value_delimiter = ',', default_values = PARTS)]
     parts: Vec<Part>,
     #[command(flatten)]
     compile: compile::Options,
+    /// Packet filters to measure, all that are there if not given.
+    #[arg(long, value_delimiter = ',', value_parser = ["nftables", "iptables-nft", "iptables-legacy"])]
+    filters: Vec<String>,
     /// Sizes: allowed peers of the probed pod.
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000, 100_000])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1_000, 10_000, 100_000])]
     entries: Vec<u32>,
     /// Rounds; in each, every configuration is measured once, one after the other.
     #[arg(long, default_value_t = 9)]
@@ -54,13 +74,32 @@ struct Args {
     /// New flows in each round and configuration; for growth a fourth of it, and as many packets of an open flow.
     #[arg(long, default_value_t = 2_000)]
     flows: usize,
+    /// Sizes for hot: policies of the one pod.
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 10_000])]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=20_000))]
+    hot_policies: Vec<u16>,
+    /// Sizes for node: PODS/POLICIES, or PODS/POLICIES/NAMESPACES.
+    #[arg(long, value_delimiter = ',', default_values = ["1000/100", "10000/1000", "100000/10000"])]
+    node_sizes: Vec<compile::Size>,
+    /// How often each change is written.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    node_rounds: u32,
+    /// The cluster while rules are written.
+    #[arg(long, default_value = "10000/1000")]
+    during_size: compile::Size,
+    /// For how long to send packets, for each filter and each kind of change.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    during_seconds: u64,
+    /// Short rounds of throughput.
+    #[arg(long, default_value_t = 100)]
+    throughput_rounds: usize,
     #[command(flatten)]
     scale: scale::Scale,
     #[command(flatten)]
     agent: agent::Options,
     /// Sizes for growth: policies of the probed pod, in the only namespace.
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 100, 1_000])]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=50_000))]
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000])]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=20_000))]
     growth_policies: Vec<u16>,
     /// Sizes for growth: namespaces on the node, while the probed pod has 10 policies.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100])]
@@ -90,16 +129,22 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     ringfence_lab::enter(isolation)?;
     let mut report = report::Report::default();
     let asked = |part: Part| args.parts.contains(&part);
-    let filters = if asked(Part::Scale) || asked(Part::Growth) || asked(Part::Agent) {
-        filter::Filter::available(&mut report)?
-    } else {
+    let filters = if args.parts.iter().all(|part| matches!(part, Part::Compile | Part::Latency)) {
         Vec::new()
+    } else {
+        filter::Filter::available(&args.filters, &mut report)?
     };
     if asked(Part::Compile) {
         compile::measure(&args.compile, &mut report)?;
     }
     if asked(Part::Programming) {
-        programming::measure(&args.entries, &mut report)?;
+        programming::measure(&args.entries, &filters, &mut report)?;
+    }
+    if asked(Part::Hot) {
+        hot::measure(&args.hot_policies, &filters, &mut report)?;
+    }
+    if asked(Part::Node) {
+        node::measure(&args.node_sizes, args.node_rounds, &filters, &mut report)?;
     }
     if asked(Part::Scale) {
         scale::measure(args.scale, &filters, &mut report)?;
@@ -107,7 +152,11 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     if asked(Part::Agent) {
         agent::measure(&args.agent, &filters, &mut report)?;
     }
-    let packets = asked(Part::Latency) || asked(Part::Growth);
+    if asked(Part::During) {
+        let each = Duration::from_secs(args.during_seconds);
+        during::measure(args.during_size, each, &filters, &mut report)?;
+    }
+    let packets = asked(Part::Latency) || asked(Part::Growth) || asked(Part::Throughput);
     if packets && filter::has_nft(&mut report, "all packets") {
         site::stay_on_one_processor()?;
         if asked(Part::Latency) {
@@ -116,6 +165,10 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         if asked(Part::Growth) {
             let sizes = (&args.growth_namespaces[..], &args.growth_policies[..]);
             growth::measure(sizes, &filters, args.rounds, args.flows / 4, &mut report)?;
+        }
+        if asked(Part::Throughput) {
+            let policies = [10, 1_000];
+            throughput::measure(&policies, &filters, args.throughput_rounds, &mut report)?;
         }
     }
     report.print();

@@ -9,13 +9,23 @@ use serde::Serialize;
 
 use crate::agent::{self, Figures};
 use crate::compile::{self, Costs};
+use crate::during::{self, During};
 use crate::filter::Sample;
+use crate::growth;
+use crate::hot::{self, Hot};
+use crate::node::{self, NodeCosts};
+use crate::programming::{self, Programming};
+use crate::throughput::{self, Throughput};
 
 /// What was measured.
 #[derive(Default, Serialize)]
 pub(crate) struct Report {
     pub(crate) compile: Vec<Costs>,
-    programming: Vec<Programming>,
+    pub(crate) programming: Vec<Programming>,
+    pub(crate) nodes: Vec<NodeCosts>,
+    pub(crate) hot: Vec<Hot>,
+    pub(crate) throughput: Vec<Throughput>,
+    pub(crate) during: Vec<During>,
     /// The cluster of `scale`, in words.
     scale_of: String,
     scale: Vec<Scale>,
@@ -23,16 +33,6 @@ pub(crate) struct Report {
     latency: Vec<Latency>,
     pub(crate) agents: Vec<Figures>,
     skipped: Vec<String>,
-}
-
-#[derive(Serialize)]
-struct Programming {
-    entries: u32,
-    compile_from_scratch_ms: f64,
-    full_load_ms: f64,
-    add_one_compile_and_diff_us: f64,
-    add_one_kernel_us: f64,
-    add_one_kernel_p99_us: f64,
 }
 
 #[derive(Serialize)]
@@ -54,6 +54,8 @@ struct Growth {
     filter: String,
     namespaces: Option<u16>,
     policies: Option<u16>,
+    /// Whether each policy speaks of other peers.
+    apart: bool,
     first_packet_us: f64,
     first_packet_ratio_to_conntrack_only: f64,
     established_us: f64,
@@ -68,17 +70,6 @@ struct Latency {
 }
 
 impl Report {
-    pub(crate) fn programming(&mut self, entries: u32, compile: f64, load: f64, add: f64, kernel: f64, p99: f64) {
-        self.programming.push(Programming {
-            entries,
-            compile_from_scratch_ms: compile,
-            full_load_ms: load,
-            add_one_compile_and_diff_us: add,
-            add_one_kernel_us: kernel,
-            add_one_kernel_p99_us: p99,
-        });
-    }
-
     pub(crate) fn latency(&mut self, filter: &str, first_packet_us: f64, ratio_to_conntrack_only: f64) {
         self.latency.push(Latency { filter: filter.to_owned(), first_packet_us, ratio_to_conntrack_only });
     }
@@ -105,18 +96,19 @@ impl Report {
         });
     }
 
-    /// One filter at one size (namespaces, policies). Of both kinds of packets the time and the ratio to conntrack only.
+    /// One filter at one size. Of both kinds of packets the time and the ratio to conntrack only.
     pub(crate) fn growth(
         &mut self,
         filter: &str,
-        size: Option<(u16, u16)>,
+        size: Option<growth::Size>,
         first_packet: (f64, f64),
         established: (f64, f64),
     ) {
         self.growth.push(Growth {
             filter: filter.to_owned(),
-            namespaces: size.map(|(namespaces, _)| namespaces),
-            policies: size.map(|(_, policies)| policies),
+            namespaces: size.map(|size| size.namespaces),
+            policies: size.map(|size| size.policies),
+            apart: size.is_some_and(|size| size.apart),
             first_packet_us: first_packet.0,
             first_packet_ratio_to_conntrack_only: first_packet.1,
             established_us: established.0,
@@ -136,12 +128,16 @@ impl Report {
     /// The tables of what was measured.
     pub(crate) fn print(&self) {
         if !self.compile.is_empty() {
-            for (title, table) in compile::tables(&self.compile) {
-                println!("{title}\n\n{table}\n");
-            }
+            print_tables(compile::tables(&self.compile));
         }
         if !self.programming.is_empty() {
-            self.print_programming();
+            print_tables(programming::tables(&self.programming));
+        }
+        if !self.hot.is_empty() {
+            print_tables(hot::tables(&self.hot));
+        }
+        if !self.nodes.is_empty() {
+            print_tables(node::tables(&self.nodes));
         }
         if !self.scale.is_empty() {
             self.print_scale();
@@ -152,34 +148,18 @@ impl Report {
         if !self.growth.is_empty() {
             self.print_growth();
         }
-        for (title, table) in agent::tables(&self.agents) {
-            println!("{title}\n\n{table}\n");
+        if !self.throughput.is_empty() {
+            print_tables(throughput::tables(&self.throughput));
+        }
+        if !self.during.is_empty() {
+            print_tables(during::tables(&self.during));
+        }
+        if !self.agents.is_empty() {
+            print_tables(agent::tables(&self.agents));
         }
         for skipped in &self.skipped {
             println!("skipped: {skipped}");
         }
-    }
-
-    fn print_programming(&self) {
-        let mut table = markdown(&[
-            "allowed entries",
-            "compile from scratch, ms",
-            "full load, ms",
-            "add one: compile and diff, µs",
-            "add one: kernel call, µs",
-            "add one: kernel call p99, µs",
-        ]);
-        for row in &self.programming {
-            table.add_row([
-                row.entries.to_string(),
-                format!("{:.1}", row.compile_from_scratch_ms),
-                format!("{:.1}", row.full_load_ms),
-                format!("{:.1}", row.add_one_compile_and_diff_us),
-                format!("{:.1}", row.add_one_kernel_us),
-                format!("{:.1}", row.add_one_kernel_p99_us),
-            ]);
-        }
-        println!("Programming the kernel with nftables (medians unless p99)\n\n{table}\n");
     }
 
     fn print_scale(&self) {
@@ -239,11 +219,11 @@ impl Report {
             table.add_row([
                 row.filter.clone(),
                 size(row.namespaces),
-                size(row.policies),
+                size(row.policies) + if row.apart { ", peers all different" } else { "" },
                 format!("{:.2}", row.first_packet_us),
-                format!("{:.2}", row.first_packet_ratio_to_conntrack_only),
+                format!("{:.3}", row.first_packet_ratio_to_conntrack_only),
                 format!("{:.2}", row.established_us),
-                format!("{:.2}", row.established_ratio_to_conntrack_only),
+                format!("{:.3}", row.established_ratio_to_conntrack_only),
             ]);
         }
         println!("Round trip of a UDP packet, matching rule last (medians, as above)\n\n{table}\n");
@@ -251,6 +231,12 @@ impl Report {
 
     pub(crate) fn json(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string_pretty(self)
+    }
+}
+
+fn print_tables(tables: Vec<(String, Table)>) {
+    for (title, table) in tables {
+        println!("{title}\n\n{table}\n");
     }
 }
 

@@ -5,8 +5,8 @@
 
 use std::cell::Cell;
 use std::error::Error;
-use std::io::{self, Write as _};
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,10 @@ const CONNTRACK_ONLY: &str = "table inet conntrack_only {
 const CLOSED_PORT: u16 = PORT + 1;
 /// How many flows have their sockets open at one time.
 const BATCH: usize = 500;
+/// What is given to the kernel, and taken from it, at one time.
+const WRITE_BYTES: usize = 256 * 1024;
+/// How long to wait for what comes at once.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One node with two pods, filtering in its own way.
 pub(crate) struct Site {
@@ -34,6 +38,19 @@ pub(crate) struct Site {
     server: UdpSocket,
     /// How many packets asked whether they pass.
     asked: Cell<u64>,
+}
+
+/// An open TCP connection through a site, both of its ends.
+pub(crate) struct Stream {
+    client: TcpStream,
+    server: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// An open UDP flow through a site, both of its ends.
+pub(crate) struct Packets {
+    client: UdpSocket,
+    server: UdpSocket,
 }
 
 impl Site {
@@ -67,7 +84,7 @@ impl Site {
 
     /// An error, if a packet arrives that no policy allows: then this measures nothing.
     pub(crate) fn check_refusal(&self) -> Result<(), Box<dyn Error>> {
-        let closed = self.network.namespace(EndpointIndex(1)).ok_or("no server")?.within(|| listen(CLOSED_PORT))??;
+        let closed = self.listener(CLOSED_PORT)?;
         let client = self.client()?.within(|| call(CLOSED_PORT))??;
         client.send(b"refused")?;
         std::thread::sleep(Duration::from_millis(5));
@@ -106,9 +123,7 @@ impl Site {
         while times.len() < flows {
             // A new source port is a new flow. Sockets are made before the clock runs.
             let batch = BATCH.min(flows - times.len());
-            let sockets =
-                self.client()?.within(|| (0..batch).map(|_| call(PORT)).collect::<io::Result<Vec<_>>>())??;
-            for socket in &sockets {
+            for socket in &self.calls(PORT, batch)? {
                 times.push(self.round_trip(socket)?);
             }
         }
@@ -117,10 +132,50 @@ impl Site {
 
     /// The median of `round_trips` round trips in one flow that has been open before, in microseconds.
     pub(crate) fn established(&self, round_trips: usize) -> Result<f64, Box<dyn Error>> {
-        let socket = self.client()?.within(|| call(PORT))??;
-        self.round_trip(&socket)?;
+        let socket = self.open_flow()?;
         let times = (0..round_trips).map(|_| self.round_trip(&socket)).collect::<Result<_, _>>()?;
         Ok(median(times))
+    }
+
+    /// Where packets to [`PORT`] arrive. Does not wait.
+    pub(crate) fn server(&self) -> &UdpSocket {
+        &self.server
+    }
+
+    /// Where packets to another port of the server arrive. Does not wait.
+    pub(crate) fn listener(&self, port: u16) -> Result<UdpSocket, Box<dyn Error>> {
+        Ok(self.server_namespace()?.within(|| listen(port))??)
+    }
+
+    /// New flows from the client to a port of the server, before their first packets.
+    pub(crate) fn calls(&self, port: u16, count: usize) -> Result<Vec<UdpSocket>, Box<dyn Error>> {
+        Ok(self.client()?.within(|| (0..count).map(|_| call(port)).collect::<io::Result<_>>())??)
+    }
+
+    /// An open TCP connection from the client.
+    pub(crate) fn stream(&self) -> Result<Stream, Box<dyn Error>> {
+        let listener = self.server_namespace()?.within(|| TcpListener::bind((SERVER, PORT)))??;
+        let client = self.client()?.within(|| TcpStream::connect_timeout(&(SERVER, PORT).into(), PATIENCE))??;
+        let (server, _) = listener.accept()?;
+        client.set_nonblocking(true)?;
+        server.set_nonblocking(true)?;
+        Ok(Stream { client, server, buffer: vec![0; WRITE_BYTES] })
+    }
+
+    /// A UDP flow from the client that was answered.
+    pub(crate) fn open_flow(&self) -> Result<UdpSocket, Box<dyn Error>> {
+        let client = self.client()?.within(|| call(PORT))??;
+        self.round_trip(&client)?;
+        Ok(client)
+    }
+
+    /// The same, with its other end.
+    pub(crate) fn packets(&self) -> Result<Packets, Box<dyn Error>> {
+        Ok(Packets { client: self.open_flow()?, server: self.server.try_clone()? })
+    }
+
+    fn server_namespace(&self) -> Result<&NetNs, Box<dyn Error>> {
+        Ok(self.network.namespace(EndpointIndex(1)).ok_or("no server")?)
     }
 
     fn client(&self) -> Result<&NetNs, Box<dyn Error>> {
@@ -139,6 +194,55 @@ impl Site {
 
     fn lost(&self, error: &io::Error) -> String {
         format!("{}: a packet of an allowed flow did not arrive: {error}", self.name)
+    }
+}
+
+impl Stream {
+    /// Writes all that the kernel takes and reads all that has come, once. How many bytes have come.
+    pub(crate) fn carry(&mut self) -> Result<usize, Box<dyn Error>> {
+        let start = Instant::now();
+        loop {
+            match self.client.write(&self.buffer) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+                _ => {}
+            }
+            let mut carried = 0;
+            loop {
+                match self.server.read(&mut self.buffer) {
+                    Ok(0) => return Err("the connection ended".into()),
+                    Ok(length) => carried += length,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            if carried > 0 {
+                return Ok(carried);
+            }
+            if start.elapsed() > PATIENCE {
+                return Err("the connection carries nothing".into());
+            }
+        }
+    }
+}
+
+impl Packets {
+    /// Sends some packets and receives those that came. How many have come; an error if none.
+    pub(crate) fn carry(&mut self) -> Result<usize, Box<dyn Error>> {
+        /// As many as fit into any socket's queue.
+        const AT_ONCE: usize = 32;
+        for _ in 0..AT_ONCE {
+            self.client.send(&[0; 64])?;
+        }
+        let mut buffer = [0; 64];
+        arrived(|| self.server.recv(&mut buffer))?;
+        let mut carried = 1;
+        loop {
+            match self.server.recv(&mut buffer) {
+                Ok(_) => carried += 1,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(carried),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
@@ -169,7 +273,7 @@ fn arrived<T>(mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match receive() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if start.elapsed() > Duration::from_secs(2) {
+                if start.elapsed() > PATIENCE {
                     return Err(error);
                 }
             }
