@@ -261,7 +261,11 @@ impl IptablesBackend {
 
     /// What there should be.
     fn expected(&self, program: &Acl, edition: Edition) -> Present {
-        let layout = self.layout(program, edition);
+        self.present(self.layout(program, edition))
+    }
+
+    /// A layout as it would be found.
+    fn present(&self, layout: Layout<'_>) -> Present {
         let mut present = Present { hooked: true, ..Present::default() };
         for family in &self.tools.families {
             present.chains.push(layout.chains(*family).into_iter().collect());
@@ -272,6 +276,26 @@ impl IptablesBackend {
             }
         }
         present
+    }
+
+    /// Where the kernel differs from what `program` says, whoever has written it; nothing if it does not. Looks, and changes
+    /// nothing. Where this version of iptables lists rules in other words than it was given, only their number is compared.
+    ///
+    /// # Errors
+    /// The tools cannot list what there is.
+    pub fn difference(&self, program: &Acl) -> Result<Option<Drift>, ApplyError> {
+        let found = self.found()?;
+        let closed = invalid(program);
+        let program = narrow(program, &closed);
+        let mut names = found.chains.iter().flat_map(BTreeMap::keys);
+        // Leftovers of another edition are a difference, whichever of the two is taken for the one in force.
+        let edition = names.find_map(|chain| name::edition_of_chain(chain)).unwrap_or_default();
+        // What the kernel can compare was tried by whoever wrote this.
+        let as_expected = [true, false].into_iter().any(|compares| {
+            let expected = self.present(Layout { acl: &program, options: &self.options, edition, compares });
+            found == expected || found.is_shaped_as(&expected)
+        });
+        Ok((!as_expected).then(|| Drift("rules or sets of ringfence are not as expected".to_owned())))
     }
 
     fn layout<'a>(&'a self, acl: &'a Acl, edition: Edition) -> Layout<'a> {

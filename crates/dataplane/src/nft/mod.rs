@@ -82,6 +82,31 @@ impl NftBackend {
         })
     }
 
+    /// Where the kernel differs from what `program` says, whoever has written it; nothing if it does not. Looks, and changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked, or others keep changing the packet filter meanwhile.
+    pub fn difference(&mut self, program: &Program) -> Result<Option<Drift>, ApplyError> {
+        for _ in 0..ATTEMPTS {
+            let Some(last) = inventory::last_transaction(&mut self.socket)? else {
+                continue;
+            };
+            if !self.socket.is_last(last)? {
+                continue;
+            }
+            let found = survey::read(&mut self.socket)?;
+            if !self.socket.is_last(last)? {
+                continue;
+            }
+            // Which epoch it is says nothing about the program.
+            let differs = |epoch| found.difference(&self.layout(program, epoch).ruleset());
+            let [first, second] = Epoch::ALL.map(differs);
+            return Ok(first.and(second).map(|what| Drift(format!("table inet {TABLE} is not as expected: {what}"))));
+        }
+        Err(ApplyError::Contended { attempts: ATTEMPTS })
+    }
+
     fn layout<'a>(&self, program: &'a Program, epoch: Epoch) -> Layout<'a> {
         Layout { program, deny: self.options.deny, epoch }
     }

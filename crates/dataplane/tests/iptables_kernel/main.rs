@@ -308,8 +308,10 @@ fn tampering_is_repaired(variant: Variant) {
     ];
     for (number, harm) in harms.iter().enumerate() {
         harm();
+        assert!(new(variant).difference(&acl).unwrap().is_some(), "{number}");
         assert!(backend.repair(&acl).unwrap().is_some(), "{number}");
         assert!(backend.repair(&acl).unwrap().is_none(), "{number}");
+        assert!(new(variant).difference(&acl).unwrap().is_none(), "{number}");
         let mut found = ours(variant);
         // What was let in there is not ours.
         if let Some(rules) = found.get_mut("iptables -A FORWARD") {

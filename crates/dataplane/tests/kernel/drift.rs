@@ -114,9 +114,15 @@ pub(crate) fn what_is_read_back_is_mended() {
             drop(enforcing(&all));
             let mut deaf = new();
             assert_eq!(deaf.repair(&all).unwrap(), None, "before {harm}");
+            assert_eq!(deaf.difference(&all).unwrap(), None, "before {harm}");
             drop(deaf);
             nft(&["-f", "-"], &harm).unwrap();
             let mut deaf = new();
+            // To look changes nothing, so there is the same to be seen again.
+            for _ in 0..2 {
+                let difference = deaf.difference(&all).unwrap().expect(&harm).to_string();
+                assert!(difference.starts_with("table inet ringfence is not as expected: "), "{harm}: {difference}");
+            }
             let drift = deaf.heed(&all).unwrap().expect(&harm).to_string();
             assert!(drift.starts_with("table inet ringfence was not as written: "), "{harm}: {drift}");
             assert_enforced(&all);
@@ -134,6 +140,7 @@ pub(crate) fn what_is_ours_is_recognised() {
                 reconciler.apply(&program).unwrap();
                 // So that the transaction number is not ours.
                 nft(&["-f", "-"], "add table ip other; delete table ip other").unwrap();
+                assert_eq!(new().difference(&program).unwrap(), None, "{text}");
                 assert_eq!(reconciler.repair().unwrap(), None, "{text}");
             }
         });
