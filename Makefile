@@ -10,7 +10,7 @@ PACKET_CASES ?= 50
 # Where `make install-docs` writes.
 PREFIX ?= /usr/local
 
-.PHONY: help setup build static image install-docs manifests demo test test-packets bench fuzz fuzz-smoke deny lint clean
+.PHONY: help setup build static image install-docs manifests demo test test-packets bench soak fuzz fuzz-smoke deny lint clean
 
 help:
 	@echo 'make demo          build, then run examples/three-layers with real packets in network namespaces'
@@ -21,6 +21,7 @@ help:
 	@echo 'make manifests     deploy/ringfence.yaml from the Helm chart (needs helm)'
 	@echo 'make install-docs  manual pages and completions below PREFIX (/usr/local)'
 	@echo 'make bench         what filtering costs and how fast it is programmed, measured on this machine'
+	@echo 'make soak          half an hour of churn in a large cluster, with checks all along (SOAK_SECONDS=n, SOAK_ARGS=...)'
 	@echo 'make lint          format check, clippy and docs with warnings denied'
 	@echo 'make fuzz          fuzz the parser and the compiler until stopped (FUZZ_SECONDS=n for n seconds each)'
 	@echo 'make deny          licences, bans and sources of all dependencies'
@@ -70,6 +71,13 @@ test-packets: setup
 bench: setup
 	$(CARGO) build --release --locked --bin ringfence
 	$(CARGO) run --release --locked -p ringfence-bench
+
+# How long `make soak` goes on, and more arguments for it (see --help of ringfence-bench).
+SOAK_SECONDS ?= 1800
+SOAK_ARGS ?=
+soak: setup
+	$(CARGO) build --release --locked --bin ringfence
+	$(CARGO) run --release --locked -p ringfence-bench -- --parts soak --soak-seconds $(SOAK_SECONDS) $(SOAK_ARGS)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -17,6 +17,7 @@ mod programming;
 mod report;
 mod scale;
 mod site;
+mod soak;
 mod throughput;
 
 use std::process::ExitCode;
@@ -47,6 +48,8 @@ enum Part {
     Throughput,
     /// What packets meet while rules are written.
     During,
+    /// A cluster that never rests, with checks all along; only when asked for.
+    Soak,
 }
 
 /// All of them, in the order in which they are measured.
@@ -97,6 +100,8 @@ struct Args {
     scale: scale::Scale,
     #[command(flatten)]
     agent: agent::Options,
+    #[command(flatten)]
+    soak: soak::Options,
     /// Sizes for growth: policies of the probed pod, in the only namespace.
     #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000])]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=20_000))]
@@ -105,6 +110,9 @@ struct Args {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100])]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=10_000))]
     growth_namespaces: Vec<u16>,
+    /// Work in a user namespace, even for root: what tests do, as others than root do.
+    #[arg(long, hide = true)]
+    user_namespace: bool,
     /// Also write the figures as JSON to this file.
     #[arg(long)]
     json: Option<std::path::PathBuf>,
@@ -125,7 +133,11 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         return compile::measure_here(&args.compile);
     }
     // Real root keeps large socket buffers, which one transaction with 100,000 elements needs.
-    let isolation = if report::is_root() { ringfence_lab::Isolation::RootOnly } else { ringfence_lab::Isolation::Auto };
+    let isolation = if report::is_root() && !args.user_namespace {
+        ringfence_lab::Isolation::RootOnly
+    } else {
+        ringfence_lab::Isolation::Auto
+    };
     ringfence_lab::enter(isolation)?;
     let mut report = report::Report::default();
     let asked = |part: Part| args.parts.contains(&part);
@@ -151,6 +163,9 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     }
     if asked(Part::Agent) {
         agent::measure(&args.agent, &filters, &mut report)?;
+    }
+    if asked(Part::Soak) {
+        soak::run(&args.soak, &mut report)?;
     }
     if asked(Part::During) {
         let each = Duration::from_secs(args.during_seconds);

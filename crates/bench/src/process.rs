@@ -21,7 +21,7 @@ pub(crate) struct AgentProcess {
     child: Child,
     log: PathBuf,
     /// Its socket and its log.
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 /// The memory of a process, in MB of a million bytes.
@@ -53,10 +53,20 @@ impl AgentProcess {
 
     /// Starts an agent in a node's network namespace.
     pub(crate) fn start(node: &NetNs, kubeconfig: &Path, filter: Filter) -> Result<AgentProcess, Box<dyn Error>> {
+        AgentProcess::start_as(OUR_NODE, node, kubeconfig, filter)
+    }
+
+    /// The same, for the node of this name.
+    pub(crate) fn start_as(
+        name: &str,
+        node: &NetNs,
+        kubeconfig: &Path,
+        filter: Filter,
+    ) -> Result<AgentProcess, Box<dyn Error>> {
         let directory = tempfile::tempdir()?;
         let log = directory.path().join("log");
         let mut command = Command::new(AgentProcess::program()?);
-        command.args(["agent", "--node", OUR_NODE, "--kubeconfig"]).arg(kubeconfig);
+        command.args(["agent", "--node", name, "--kubeconfig"]).arg(kubeconfig);
         command.arg("--run-dir").arg(directory.path().join("run"));
         match filter {
             Filter::Nftables => command.args(["--backend", "nftables"]),
@@ -67,7 +77,7 @@ impl AgentProcess {
         command.env("XTABLES_LOCKFILE", "/dev/null").stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(std::fs::File::create(&log)?);
         let child = node.within(|| command.spawn())??;
-        Ok(AgentProcess { child, log, _directory: directory })
+        Ok(AgentProcess { child, log, directory })
     }
 
     /// An error with its log, if it has ended.
@@ -76,6 +86,11 @@ impl AgentProcess {
             None => Ok(()),
             Some(status) => Err(format!("the agent ended ({status}): {}", self.log()).into()),
         }
+    }
+
+    /// Where it answers `ringfence status`.
+    pub(crate) fn socket(&self) -> PathBuf {
+        ringfence_control::socket_path(&self.directory.path().join("run"))
     }
 
     pub(crate) fn log(&self) -> String {

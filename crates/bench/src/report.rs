@@ -15,6 +15,7 @@ use crate::growth;
 use crate::hot::{self, Hot};
 use crate::node::{self, NodeCosts};
 use crate::programming::{self, Programming};
+use crate::soak::{self, Soaked};
 use crate::throughput::{self, Throughput};
 
 /// What was measured.
@@ -32,6 +33,7 @@ pub(crate) struct Report {
     growth: Vec<Growth>,
     latency: Vec<Latency>,
     pub(crate) agents: Vec<Figures>,
+    pub(crate) soak: Vec<Soaked>,
     skipped: Vec<String>,
 }
 
@@ -156,6 +158,9 @@ impl Report {
         }
         if !self.agents.is_empty() {
             print_tables(agent::tables(&self.agents));
+        }
+        for (title, table) in soak::tables(&self.soak) {
+            println!("{title}\n\n{table}\n");
         }
         for skipped in &self.skipped {
             println!("skipped: {skipped}");
