@@ -23,14 +23,15 @@ fn twenty_seconds_of_churn() {
 /// What is done wrong, and what the soak has to say then.
 #[test]
 fn what_is_wrong_is_found() {
-    for (sabotage, complaint) in [
-        ("wrong-node", "local_pods: 0"),
-        ("withheld-change", "table inet ringfence is not as expected"),
-        ("foreign-chain", "1 drift repairs"),
-        ("lost-packets", "wrong deny"),
-        ("disguised", "wrong allow"),
+    for (sabotage, patience, complaint) in [
+        // These two are waited out.
+        ("wrong-node", "15", "local_pods: 0"),
+        ("withheld-change", "15", "table inet ringfence is not as expected"),
+        ("foreign-chain", "90", "1 drift repairs"),
+        ("lost-packets", "90", "wrong deny"),
+        ("disguised", "90", "wrong allow"),
     ] {
-        let soaked = soak(&["--soak-seconds=20", "--soak-patience=8", "--soak-sabotage", sabotage]);
+        let soaked = soak(&["--soak-seconds=20", "--soak-patience", patience, "--soak-sabotage", sabotage]);
         let complained = String::from_utf8_lossy(&soaked.stderr);
         assert_eq!(soaked.status.code(), Some(2), "{sabotage}: {complained}");
         assert!(complained.contains(complaint) && complained.contains("seed 1"), "{sabotage}: {complained}");
