@@ -1,6 +1,8 @@
 //! How long it takes to write programs for many allowed peers into the kernel, and one more or one less of them.
 
 use std::error::Error;
+use std::thread::sleep;
+use std::time::Duration;
 
 use comfy_table::Table;
 use ringfence_lab::NetNs;
@@ -14,6 +16,9 @@ use crate::report::{Report, chain, markdown, median, percentile};
 const TIMES: u32 = 1_000;
 /// The same with a filter whose tools are started each time.
 const TIMES_WITH_TOOLS: u32 = 100;
+/// Between two changes there. With iptables, one that gives rights waits until packets are through that may have seen the one
+/// before; without a pause that wait is most of what is measured.
+const PAUSE: Duration = Duration::from_millis(30);
 /// Growth is told from this size on, if it was measured; below, there is little but fixed costs.
 const GROWTH_FROM: u32 = 1_000;
 
@@ -69,11 +74,16 @@ fn come_and_go(
     mut enforced: Box<dyn Enforced>,
     load: Sample,
 ) -> Result<Programming, Box<dyn Error>> {
-    let times = if filter == Filter::Nftables { TIMES } else { TIMES_WITH_TOOLS };
+    let (times, pause) = match filter {
+        Filter::Nftables => (TIMES, Duration::ZERO),
+        Filter::Iptables(_) => (TIMES_WITH_TOOLS, PAUSE),
+    };
     let (mut added, mut removed) = (Vec::new(), Vec::new());
     for number in entries..entries + times {
         let pod = remote(number);
+        sleep(pause);
         added.push(enforced.change(vec![pod.clone()])?);
+        sleep(pause);
         removed.push(enforced.delete(&pod.key())?);
     }
     let compile = added.iter().chain(&removed).map(|sample| sample.compile * 1e3).collect();

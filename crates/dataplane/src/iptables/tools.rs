@@ -271,7 +271,7 @@ impl Grace {
     /// Waits until it is over.
     pub(super) fn wait(self) {
         // A grace that did not come to its end is none.
-        if !self.0.is_some_and(|thread| thread.join().is_ok()) {
+        if self.0.is_none_or(|thread| thread.join().is_err()) {
             grace();
         }
     }

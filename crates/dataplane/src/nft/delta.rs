@@ -161,7 +161,7 @@ impl Changes {
             self.replace(subject_elements(direction, *address, old), Vec::new());
         }
         for (address, old, new) in &subjects.changed {
-            let (old, new) = differing_elements(direction, *address, old, new);
+            let [old, new] = differing_elements(direction, *address, old, new);
             self.replace(old, new);
         }
         for (address, new) in &subjects.added {

@@ -292,7 +292,7 @@ pub(super) fn differing_elements(
     address: IpAddr,
     old: &Subject,
     new: &Subject,
-) -> (Vec<(SetName, Element)>, Vec<(SetName, Element)>) {
+) -> [Vec<(SetName, Element)>; 2] {
     let elements = |subject: &Subject, others: &Subject| {
         let mut elements = vec![name_element(direction, address, subject)];
         let mut others = others.ports.segments().iter().peekable();
@@ -305,7 +305,7 @@ pub(super) fn differing_elements(
         elements.extend(rest_element(direction, address, subject));
         elements
     };
-    (elements(old, new), elements(new, old))
+    [elements(old, new), elements(new, old)]
 }
 
 fn name_element(direction: Direction, address: IpAddr, subject: &Subject) -> (SetName, Element) {
@@ -373,7 +373,7 @@ mod tests {
         for old in &subjects {
             for new in &subjects {
                 let all = [old, new].map(|subject| set(subject_elements(Direction::Ingress, address, subject)));
-                let (before, after) = differing_elements(Direction::Ingress, address, old, new);
+                let [before, after] = differing_elements(Direction::Ingress, address, old, new);
                 let some = [set(before), set(after)];
                 assert!(all[0].difference(&all[1]).eq(some[0].difference(&some[1])), "{old:?} {new:?}");
                 assert!(all[1].difference(&all[0]).eq(some[1].difference(&some[0])), "{old:?} {new:?}");
