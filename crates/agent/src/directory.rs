@@ -333,7 +333,8 @@ mod tests {
     #[test]
     fn what_does_not_stop_changing_does_not_count() {
         let (folder, mut directory) = followed();
-        directory.settle = Duration::from_millis(50);
+        // The writer may have to wait for a processor for some time.
+        directory.settle = Duration::from_millis(300);
         let file = folder.path().join("a.yaml");
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {

@@ -4,7 +4,6 @@
 //! pod to a pod of the node, each of a new flow, until what happens to them changes. Around the two pods is a cluster of
 //! [`Mix`](crate::mix::Mix), and the same changes are measured in clusters of different sizes.
 
-mod api;
 mod change;
 mod tables;
 

@@ -3,6 +3,7 @@
 //! Absolute times depend on the machine and on what else it does; the ratios are what counts.
 
 mod agent;
+mod api;
 mod cluster;
 mod compile;
 mod during;

@@ -7,7 +7,6 @@
 //!
 //! Which change comes after which follows from the seed alone. Times, uids and what the agent makes one batch do not.
 
-mod api;
 mod cast;
 mod checks;
 mod crowd;

@@ -10,7 +10,7 @@ use ringfence_fake_apiserver::FakeApiServer;
 use ringfence_model::{Isolation, Labels, Namespace, NamespaceScope, Object, Peer, Pod, Policy, Selector};
 use serde_json::Value;
 
-use super::api;
+use crate::api;
 use crate::cluster::{CLIENT, OTHER_NODE, OUR_NODE, PORT, SERVER, address, app, own, pod, policy, rule, selector};
 use crate::mix::Mix;
 

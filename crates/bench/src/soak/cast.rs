@@ -14,9 +14,9 @@ use ringfence_model::{
 use serde_json::{Value, json};
 
 use super::Failure;
-use super::api;
 use super::field::{End, LAB_NODE, NODE_ADDRESSES};
 use super::present::Present;
+use crate::api;
 use crate::cluster::OUR_NODE;
 
 pub(super) const NAMESPACES: [&str; 3] = ["lab-a", "lab-b", "lab-c"];

@@ -10,7 +10,8 @@ use ringfence_k8s::api::{Kind, Reader};
 use ringfence_model::{Object, ObjectKey, Phase, Policy};
 use serde_json::Value;
 
-use super::{Failure, api};
+use super::Failure;
+use crate::api;
 
 /// The API server, and what is in it.
 pub(super) struct Present<'a> {
