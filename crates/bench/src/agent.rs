@@ -39,9 +39,6 @@ pub(crate) struct Options {
     /// Sizes for agent, the smallest first: PODS/POLICIES, or PODS/POLICIES/NAMESPACES.
     #[arg(long, value_delimiter = ',', default_values = ["1000/100", "100000/10000"])]
     agent_sizes: Vec<Size>,
-    /// Packet filters for agent, of those there are: all, unless given.
-    #[arg(long, value_delimiter = ',')]
-    agent_filters: Vec<String>,
     /// How often each kind of change is made.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     agent_changes: u32,
@@ -94,9 +91,7 @@ struct Churn {
 }
 
 pub(crate) fn measure(options: &Options, filters: &[Filter], report: &mut Report) -> Result<(), Box<dyn Error>> {
-    let wanted =
-        |filter: &Filter| options.agent_filters.is_empty() || options.agent_filters.contains(&filter.to_string());
-    for &filter in filters.iter().filter(|filter| wanted(filter)) {
+    for &filter in filters {
         for &size in &options.agent_sizes {
             let figures = one(options, size, filter, report)?;
             report.agents.push(figures);

@@ -179,7 +179,7 @@ impl Cluster {
 
     /// How many pods it holds, and how many pod classes they fall into.
     pub fn pod_counts(&self) -> (usize, usize) {
-        (self.pods.len(), self.classes.iter().count())
+        (self.pods.len(), self.classes.len())
     }
 
     /// Where the pods of a node get their addresses from (`spec.podCIDRs`): disjoint, in order, without host bits. Nothing
