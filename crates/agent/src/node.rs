@@ -349,6 +349,8 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
     fn in_sync(&mut self) {
         if self.status.in_sync.set(1) == 0 {
             info!(node = self.agent.node(), "the policies are in force");
+            // Who hears that it is ready sees what there is.
+            self.count_due = Some(Instant::now());
         }
         if self.failure.take().is_some() {
             self.status.conditions(Topic::PacketFilter, []);

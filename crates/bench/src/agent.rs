@@ -35,6 +35,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 
 /// The clusters in which the agent is measured.
 #[derive(Args, Clone, Debug)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Sizes for agent, the smallest first: PODS/POLICIES, or PODS/POLICIES/NAMESPACES.
     #[arg(long, value_delimiter = ',', default_values = ["1000/100", "100000/10000"])]

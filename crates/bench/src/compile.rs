@@ -25,6 +25,7 @@ use crate::report::{Report, markdown, median, percentile};
 
 /// How compiling is measured.
 #[derive(Args, Clone, Debug)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Sizes for compile, the smallest first: PODS/POLICIES, or PODS/POLICIES/NAMESPACES.
     #[arg(long, value_delimiter = ',')]

@@ -61,6 +61,7 @@ const LOG_LINES: usize = 20;
 
 /// What is soaked, and for how long.
 #[derive(Args, Clone, Debug)]
+#[group(skip)]
 pub(crate) struct Options {
     /// Seconds of churn.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
