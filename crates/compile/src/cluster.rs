@@ -287,6 +287,14 @@ impl Cluster {
         self.claims.get(&address)?.last().map(|(_, id)| id)
     }
 
+    /// Whether nothing is left of objects that were there.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        let namespaces = self.namespaces.is_empty() && self.namespaces_by_label.is_empty() && self.policies.is_empty();
+        let pods = self.pods.is_empty() && self.by_node.is_empty() && self.claims.is_empty() && self.nodes.is_empty();
+        namespaces && pods && self.classes.is_empty()
+    }
+
     fn apply_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
         let Namespace { name, labels } = namespace;
         if self.namespaces.get(&name) == Some(&labels) {

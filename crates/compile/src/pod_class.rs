@@ -229,6 +229,16 @@ impl PodClasses {
         self.directory.numbers_version
     }
 
+    /// Whether nothing is left of pods that were there.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        let Directory { by_namespace, by_label, by_port, .. } = &self.directory;
+        let kinds = self.kinds.is_empty() && self.by_content.is_empty();
+        let classes = self.by_traits.is_empty() && self.classes.is_empty();
+        let places = self.by_key.is_empty() && self.by_port_name.is_empty();
+        kinds && classes && places && by_namespace.is_empty() && by_label.is_empty() && by_port.is_empty()
+    }
+
     /// Puts a pod among those of its kind.
     pub(crate) fn join(&mut self, pod: &Pod) -> KindId {
         let content = Content::of(pod);

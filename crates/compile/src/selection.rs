@@ -54,6 +54,11 @@ impl<I: Ord + Copy> TermIndex<I> {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_handle.is_empty()
+    }
+
     /// Terms among which are all that select pods with these traits. A term can come more than once.
     pub(crate) fn candidates(&self, pod: &PodTraits, namespace: Option<&Labels>) -> Vec<I> {
         let mut found = Vec::new();

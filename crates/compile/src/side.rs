@@ -261,6 +261,14 @@ impl SideCompiler {
         }
     }
 
+    /// Whether nothing is left of pods and policies that were there.
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        let made = self.homes.is_empty() && self.gates.is_empty() && self.terms.is_empty() && self.index.is_empty();
+        let noted = self.changed.is_empty() && self.released.is_empty();
+        made && noted && self.passes.is_empty() && self.entries.is_empty() && self.side == Side::default()
+    }
+
     fn passes_of(&mut self, cluster: &Cluster, id: PodClassId, class: &PodClass) -> Passes {
         if let Some(known) = self.passes.get(&id) {
             return known.clone();

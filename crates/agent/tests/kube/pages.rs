@@ -62,6 +62,30 @@ fn a_first_list_breaks_off() {
     assert_eq!(bench.resets, 1);
 }
 
+/// A later list counts when it is complete: of one that breaks off, no page does.
+#[test]
+fn a_later_list_breaks_off() {
+    let address = |number: usize| format!("10.1.{}.{}", number / 250, 1 + number % 250);
+    let apply = |server: &FakeApiServer, number: usize, app: &str| {
+        let name = format!("p{number:04}");
+        server.apply(&sample::pod("shop", &name, &[("app", app)], "node-2", &[&address(number)]));
+    };
+    let mut bench = Bench::start(|server| (0..1200).for_each(|number| apply(server, number, "web")));
+    bench.catch_up();
+    let before = bench.enforced().unwrap();
+    bench.server.inject(On::continued("pods"), ALWAYS, Fault::status(500));
+    bench.server.fail_watches("pods", 410);
+    bench.wait_for("the failure is told", |bench| bench.failed_with("(500)"));
+    bench.change(|server| apply(server, 8, "other"));
+    // The first page of each list to come tells of it.
+    let lists = bench.server.requests_of(Verb::List, "pods").len();
+    bench.wait_for("it lists again", |bench| bench.server.requests_of(Verb::List, "pods").len() >= lists + 6);
+    assert!(bench.enforces(&before));
+    bench.server.heal();
+    bench.catch_up();
+    assert!(!bench.enforces(&before));
+}
+
 /// The labels that policies speak of are known before the pods are; but no list waits for one that fails.
 #[test]
 fn policies_are_listed_before_pods() {

@@ -156,6 +156,13 @@ impl Population {
         }
     }
 
+    /// Whether nothing is left of pods and sources that were there.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let sources = self.sources.is_empty() && self.index.is_empty() && self.changed.is_empty();
+        sources && self.by_class.is_empty() && self.by_address.is_empty()
+    }
+
     fn place(&mut self, address: IpAddr, after: &Arc<Places>, sets: &mut Sets) {
         let before = if after.is_empty() {
             self.by_address.remove(&address)

@@ -48,6 +48,7 @@
 //!
 
 mod clear;
+mod debt;
 mod diff;
 mod layout;
 mod listing;
@@ -75,12 +76,13 @@ pub use options::{InvalidMark, IptablesOptions, Mark, Variant};
 
 use crate::backend::{Applied, ApplyError, Backend, Drift, Remark};
 pub(crate) use clear::clear_variants_but;
+use debt::Debt;
 use layout::Layout;
 use listing::{Stock, set_kind, set_members};
 use name::{Edition, Names};
 use plan::{Capacities, Step, Update, Work};
 pub(crate) use tools::grace;
-use tools::{Failure, Grace, Tools};
+use tools::{Failure, Tools};
 
 /// How often to try to destroy a set: the kernel lets go of deleted rules a moment later.
 const DESTROY_ATTEMPTS: u32 = 50;
@@ -114,7 +116,7 @@ pub struct IptablesBackend {
     /// The edition in force; nothing when that is not certain.
     edition: Option<Edition>,
     /// Packets may be under judgement that have seen what the last update took. Until this is over.
-    owed: Option<Grace>,
+    debt: Debt,
     capacities: Capacities,
     refused: Vec<RefusedPolicy>,
     /// How the tools list what they were given, when they do not list it as it was given: fingerprints of both, and whether
@@ -204,7 +206,7 @@ impl IptablesBackend {
             notes,
             compares: None,
             edition: None,
-            owed: None,
+            debt: Debt::new(grace),
             capacities: Capacities::new(),
             refused: Vec::new(),
             spelling: None,
@@ -339,7 +341,7 @@ impl IptablesBackend {
         let mut applied = Applied::default();
         for step in steps {
             if step.work == Work::Owed {
-                self.owed.take().map_or_else(grace, Grace::wait);
+                self.debt.pay();
                 continue;
             }
             if let Some(left) = &mut self.steps_left {
@@ -430,7 +432,7 @@ impl IptablesBackend {
             let stopped = match self.run(&steps) {
                 Ok(applied) => {
                     self.edition = Some(edition);
-                    self.owed = None;
+                    self.debt.forget();
                     self.capacities = capacities;
                     let refused = |((namespace, policy), reason)| RefusedPolicy { namespace, policy, reason };
                     self.refused = closed.into_iter().map(refused).collect();
@@ -487,8 +489,7 @@ impl Backend for IptablesBackend {
         };
         let mut capacities = std::mem::take(&mut self.capacities);
         let (old, new) = (self.layout(from, edition), self.layout(to, edition));
-        let owes_grace = self.owed.as_ref().is_some_and(|grace| !grace.is_over());
-        let update = plan::update(old, new, diff, &self.tools.families, &mut capacities, owes_grace);
+        let update = plan::update(old, new, diff, &self.tools.families, &mut capacities, self.debt.is_owed());
         let Some(Update { steps, owes_grace }) = update else {
             return self.write(to);
         };
@@ -496,7 +497,7 @@ impl Backend for IptablesBackend {
         self.edition = None;
         let applied = self.run(&steps).map_err(|stopped| name_policies(stopped, to, Names(edition)))?;
         // It begins now, though nothing but the next giving has to wait for it.
-        self.owed = owes_grace.then(Grace::begin);
+        self.debt.updated(owes_grace);
         self.edition = Some(edition);
         self.capacities = capacities;
         Ok(applied)

@@ -253,30 +253,6 @@ pub(crate) fn grace() {
     }
 }
 
-/// A grace that began at a certain moment, and that nobody waits for as yet.
-#[derive(Debug)]
-pub(super) struct Grace(Option<thread::JoinHandle<()>>);
-
-impl Grace {
-    /// Begins now, beside what the caller does.
-    pub(super) fn begin() -> Grace {
-        Grace(thread::Builder::new().name("grace".to_owned()).spawn(grace).ok())
-    }
-
-    /// Whether all packets are through that were being judged when it began. Not known where no thread could be started.
-    pub(super) fn is_over(&self) -> bool {
-        self.0.as_ref().is_some_and(thread::JoinHandle::is_finished)
-    }
-
-    /// Waits until it is over.
-    pub(super) fn wait(self) {
-        // A grace that did not come to its end is none.
-        if self.0.is_none_or(|thread| thread.join().is_err()) {
-            grace();
-        }
-    }
-}
-
 /// Which variant is behind the plain name `iptables`.
 fn default_variant() -> Option<Variant> {
     let said = run(Command::new(find("iptables")?).arg("--version"), "").ok()?;

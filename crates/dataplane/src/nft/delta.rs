@@ -51,7 +51,8 @@ pub(super) fn needs_new_epoch(from: &Program, to: &Program, diff: &ProgramDiff) 
     other || (adds && takes && directions > 1)
 }
 
-/// Whether chains other than those of gates may differ, within an epoch: which maps and ranges they ask.
+/// Whether chains other than those of gates may differ, within an epoch: which maps and ranges they ask. As things are, other
+/// subjects and ranges bring a new epoch, so this only guards against a change of that.
 fn differs_at_large(diff: &ProgramDiff) -> bool {
     let has_other_subjects = Direction::ALL.into_iter().any(|direction| !diff.side(direction).subjects.is_empty());
     has_other_subjects || !diff.ranges_added.is_empty() || !diff.ranges_removed.is_empty()

@@ -84,6 +84,10 @@ impl<'de, F: FnMut(Node) -> bool> Visitor<'de> for Page<F> {
                 }
             }
         }
+        // Where there are none, a server says so: what is no list must not take all objects of a kind away.
+        if !has_items {
+            return Err(A::Error::missing_field("items"));
+        }
         Ok(metadata.unwrap_or_default())
     }
 }
