@@ -124,46 +124,14 @@ impl Compiler for NodeCompiler {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use arbitrary::Unstructured;
-    use ringfence_model::ObjectKey;
-    use ringfence_scenario::Event;
-
     use super::*;
+    use crate::compiler::tests;
 
-    /// What a compiler keeps follows from what there is: when all is gone, nothing is left.
     #[test]
     fn nothing_is_left_of_what_is_gone() {
-        for seed in 0..100 {
-            let bytes = ringfence_scenario::bytes(seed, 20_000);
-            let events = ringfence_scenario::events(&mut Unstructured::new(&bytes), 80).unwrap();
-            let mut cluster = Cluster::new();
-            let mut compiler = NodeCompiler::new("node-1".into());
-            let mut keys: BTreeSet<ObjectKey> = BTreeSet::new();
-            let mut step = |cluster: &mut Cluster, event: &Event| {
-                let mut touched = Touched::default();
-                match event {
-                    Event::Apply(object) => cluster.apply(object.clone(), &mut touched).unwrap(),
-                    Event::Delete(key) => cluster.delete(key, &mut touched),
-                }
-                compiler.compile(cluster, &touched);
-            };
-            for event in &events {
-                step(&mut cluster, event);
-                if let Event::Apply(object) = event {
-                    keys.insert(object.key());
-                }
-            }
-            // In an order that does not follow from the kind.
-            let mut keys: Vec<ObjectKey> = keys.into_iter().collect();
-            keys.sort_by_key(|key| format!("{key:?}").bytes().rev().collect::<Vec<u8>>());
-            for key in keys {
-                step(&mut cluster, &Event::Delete(key));
-            }
-            assert!(cluster.is_empty(), "seed {seed}");
-            assert!(compiler.namespaces.is_empty(), "seed {seed}");
-            assert!(compiler.ingress.is_empty() && compiler.egress.is_empty(), "seed {seed}");
-        }
+        tests::nothing_is_left_of_what_is_gone(|compiler: &NodeCompiler, said| {
+            assert!(compiler.namespaces.is_empty(), "{said}");
+            assert!(compiler.ingress.is_empty() && compiler.egress.is_empty(), "{said}");
+        });
     }
 }
