@@ -86,7 +86,11 @@ fn the_first_lists_fail() {
             "<h1>Bad gateway",
         ),
         (Fault::Answer { code: 200, content_type: "text/html", body: "hello".into() }, "not what was asked for"),
-        (Fault::Answer { code: 200, content_type: "application/json", body: "{}".into() }, "resourceVersion"),
+        (Fault::Answer { code: 200, content_type: "application/json", body: "{}".into() }, "`items`"),
+        (
+            Fault::Answer { code: 200, content_type: "application/json", body: "{\"items\": []}".into() },
+            "resourceVersion",
+        ),
     ];
     for (fault, text) in faults {
         let mut bench = Bench::start(|server| server.inject(On::list("networkpolicies"), ALWAYS, fault.clone()));
