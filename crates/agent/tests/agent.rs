@@ -12,7 +12,8 @@ use ringfence_scenario::{Event, bytes, cluster, events};
 #[test]
 fn nothing_is_programmed_before_the_first_complete_state() {
     let mut agent = Agent::new("node-1".into(), FakeBackend::default());
-    let node = Node { name: "node-1".into(), addresses: Vec::new(), pod_cidrs: Vec::new() };
+    let node =
+        Node { name: "node-1".into(), addresses: Vec::new(), tunnel_addresses: Vec::new(), pod_cidrs: Vec::new() };
     agent.change(Change::Apply(Object::Node(node))).unwrap();
     assert!(matches!(agent.sync(), Err(SyncError::NotReady)));
     agent.change(Change::Reset(Vec::new())).unwrap();
@@ -76,7 +77,12 @@ fn give_ranges(object: &mut Object) {
 #[test]
 fn which_ranges_are_guarded_can_be_asked() {
     let mut agent = Agent::new("node-1".into(), FakeBackend::default());
-    let mut node = Object::Node(Node { name: "node-1".into(), addresses: Vec::new(), pod_cidrs: Vec::new() });
+    let mut node = Object::Node(Node {
+        name: "node-1".into(),
+        addresses: Vec::new(),
+        tunnel_addresses: Vec::new(),
+        pod_cidrs: Vec::new(),
+    });
     agent.change(Change::Reset(vec![node.clone()])).unwrap();
     assert_eq!(agent.guarded(), None);
     let mut agent = agent.with_unknown_pods(UnknownPods::Deny);

@@ -7,14 +7,15 @@ use ringfence_model::{
 };
 use serde_json::{Map, Value, json};
 
-/// An object as the API server tells it. Nothing for a Service, which no agent asks for.
+/// An object as the API server tells it. Nothing for Services and their endpoints, which no agent asks for that enforces at
+/// the destination.
 pub(super) fn object(object: &Object) -> Option<Value> {
     match object {
         Object::Namespace(namespace) => Some(self::namespace(namespace)),
         Object::Node(node) => Some(self::node(node)),
         Object::Pod(pod) => Some(self::pod(pod)),
         Object::Policy(policy) => Some(self::policy(policy)),
-        Object::Service(_) => None,
+        Object::Service(_) | Object::EndpointSlice(_) => None,
     }
 }
 
@@ -162,7 +163,7 @@ mod tests {
                 Object::Namespace(_) => Kind::Namespace,
                 Object::Node(_) => Kind::Node,
                 Object::Pod(_) => Kind::Pod,
-                Object::Policy(_) | Object::Service(_) => Kind::NetworkPolicy,
+                Object::Policy(_) | Object::Service(_) | Object::EndpointSlice(_) => Kind::NetworkPolicy,
             };
             *seen.entry(kind.name()).or_default() += 1;
             let text = super::object(&object).unwrap().to_string();

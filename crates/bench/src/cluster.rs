@@ -177,7 +177,12 @@ fn probed() -> Vec<Object> {
 }
 
 pub(crate) fn our_node() -> Object {
-    Object::Node(Node { name: OUR_NODE.into(), addresses: vec![NODE_ADDRESS], pod_cidrs: Vec::new() })
+    Object::Node(Node {
+        name: OUR_NODE.into(),
+        addresses: vec![NODE_ADDRESS],
+        tunnel_addresses: Vec::new(),
+        pod_cidrs: Vec::new(),
+    })
 }
 
 /// A live pod; no two have the same name.

@@ -57,9 +57,19 @@ impl Mix {
         let namespaces = (0..mix.namespaces).map(move |number| Object::Namespace(mix.namespace(number, number)));
         let nodes = (0..mix.pods.div_ceil(PODS_PER_NODE)).map(|number| {
             let addresses = vec![address(Ipv4Addr::new(198, 18, 0, 1), number)];
-            Object::Node(Node { name: node(number).into(), addresses, pod_cidrs: Vec::new() })
+            Object::Node(Node {
+                name: node(number).into(),
+                addresses,
+                tunnel_addresses: Vec::new(),
+                pod_cidrs: Vec::new(),
+            })
         });
-        let our_node = Node { name: OUR_NODE.into(), addresses: vec![NODE_ADDRESS], pod_cidrs: Vec::new() };
+        let our_node = Node {
+            name: OUR_NODE.into(),
+            addresses: vec![NODE_ADDRESS],
+            tunnel_addresses: Vec::new(),
+            pod_cidrs: Vec::new(),
+        };
         let policies = (0..mix.policies).map(move |number| Object::Policy(mix.policy(number, 0)));
         let hot = (0..mix.hot_policies).map(move |number| Object::Policy(mix.hot_policy(number, 0)));
         let pods = (0..mix.pods).map(move |number| Object::Pod(mix.pod(number, 0)));

@@ -9,6 +9,7 @@ use ringfence_model::{Labels, Namespace, Node, Object, ObjectKey, Phase, Pod, Po
 
 use crate::guard::disjoint;
 use crate::pod_class::{KindId, Label, PodClass, PodClassId, PodClasses, take};
+use crate::served::Served;
 
 /// The objects of a cluster. Its content follows from the last value applied for each object, in whatever order they came.
 #[derive(Default)]
@@ -24,6 +25,10 @@ pub struct Cluster {
     /// For each address the live pods that claim it, by creation; the last one owns it. Nearly always it is one.
     claims: HashMap<IpAddr, Vec<(i64, PodId)>>,
     classes: PodClasses,
+    /// Endpoints of Services that can be called from outside.
+    served: Served,
+    /// Networks of other clusters. Not an object: who runs the agent names them.
+    unmasqueraded: Arc<[IpNet]>,
 }
 
 struct PodEntry {
@@ -45,6 +50,15 @@ pub struct Touched {
     pub(crate) policies: BTreeSet<Arc<str>>,
     /// Addresses whose owner, or whose owner's labels or ports, may have changed.
     pub(crate) addresses: BTreeSet<IpAddr>,
+    /// Whether the object of some node changed.
+    pub(crate) node_objects: bool,
+    /// Addresses that answer for other Services, or on other ports, than before.
+    pub(crate) endpoints: BTreeSet<IpAddr>,
+    /// Namespaces of pods that own, or owned, an address at which a Service can be called from outside, if something about
+    /// them changed.
+    pub(crate) served: BTreeSet<Arc<str>>,
+    /// Whether there are other networks towards which nothing is masqueraded.
+    pub(crate) unmasqueraded: bool,
 }
 
 impl Touched {
@@ -64,6 +78,10 @@ impl Touched {
             && self.nodes.is_empty()
             && self.policies.is_empty()
             && self.addresses.is_empty()
+            && !self.node_objects
+            && self.endpoints.is_empty()
+            && self.served.is_empty()
+            && !self.unmasqueraded
     }
 }
 
@@ -95,6 +113,7 @@ impl Cluster {
             Object::Node(node) => {
                 if self.nodes.get(&node.name) != Some(&node) {
                     touched.nodes.entry(node.name.clone()).or_default();
+                    touched.node_objects = true;
                     self.nodes.insert(node.name.clone(), node);
                 }
             }
@@ -112,8 +131,15 @@ impl Cluster {
                 let namespace = self.policies.entry(policy.id.namespace.clone()).or_default();
                 namespace.insert(policy.id.clone(), Arc::new(policy));
             }
-            // Policies are judged after destination NAT: Services do not matter to them.
-            Object::Service(_) => {}
+            // Policies are judged after destination NAT: Services decide only which nodes do so.
+            Object::Service(service) => {
+                let changed = self.served.apply_service(&service);
+                self.touch_endpoints(changed, touched);
+            }
+            Object::EndpointSlice(slice) => {
+                let changed = self.served.apply_slice(slice);
+                self.touch_endpoints(changed, touched);
+            }
         }
         Ok(())
     }
@@ -130,6 +156,7 @@ impl Cluster {
             ObjectKey::Node(name) => {
                 if self.nodes.remove(name).is_some() {
                     touched.nodes.entry(name.clone()).or_default();
+                    touched.node_objects = true;
                 }
             }
             ObjectKey::Pod(id) => self.delete_pod(id, touched),
@@ -144,7 +171,14 @@ impl Cluster {
                     self.policies.remove(&id.namespace);
                 }
             }
-            ObjectKey::Service(..) => {}
+            ObjectKey::Service(namespace, name) => {
+                let changed = self.served.delete_service(namespace, name);
+                self.touch_endpoints(changed, touched);
+            }
+            ObjectKey::EndpointSlice(namespace, name) => {
+                let changed = self.served.delete_slice(namespace, name);
+                self.touch_endpoints(changed, touched);
+            }
         }
     }
 
@@ -157,7 +191,7 @@ impl Cluster {
         objects: impl IntoIterator<Item = Object>,
         touched: &mut Touched,
     ) -> Result<(), UnsupportedTier> {
-        let mut next = Cluster::new();
+        let mut next = Cluster { unmasqueraded: self.unmasqueraded.clone(), ..Cluster::new() };
         let mut ignored = Touched::default();
         for object in objects {
             next.apply(object, &mut ignored)?;
@@ -165,6 +199,16 @@ impl Cluster {
         *self = next;
         *touched = Touched::everything();
         Ok(())
+    }
+
+    /// Names the networks towards which the node's pods keep their addresses, whatever else masquerades: pod and Service
+    /// ranges of other clusters. They may overlap. A reset of the state leaves them as they are.
+    pub fn keep_sources_towards(&mut self, networks: &[IpNet], touched: &mut Touched) {
+        let networks = disjoint(networks);
+        if *self.unmasqueraded != *networks {
+            self.unmasqueraded = networks.into();
+            touched.unmasqueraded = true;
+        }
     }
 
     /// The names of the nodes that exist or that pods run on.
@@ -251,6 +295,49 @@ impl Cluster {
         })
     }
 
+    /// The pods of a namespace that run elsewhere, or nowhere yet, and that policies can select, each with those of its own
+    /// addresses that `judged` tells. In no order. Looks at all pods of the namespace.
+    pub(crate) fn pods_elsewhere(
+        &self,
+        node: &str,
+        namespace: &Arc<str>,
+        judged: impl Fn(IpAddr) -> bool,
+    ) -> impl Iterator<Item = (&Arc<Pod>, Vec<IpAddr>)> {
+        let classes = self.classes.in_namespace(namespace).filter_map(|id| self.classes.get(id));
+        let pods = classes.flat_map(|class| self.classes.members(class)).filter_map(|id| self.pods.get(id));
+        pods.filter(move |entry| entry.pod.node.as_deref() != Some(node)).filter_map(move |PodEntry { pod, .. }| {
+            let owns = |address: &IpAddr| self.owner(*address) == Some(&pod.id) && judged(*address);
+            let owned: Vec<IpAddr> = pod.addresses.iter().copied().filter(owns).collect();
+            (!owned.is_empty()).then_some((pod, owned))
+        })
+    }
+
+    /// The namespaces that have pods that policies can select.
+    pub(crate) fn pod_namespaces(&self) -> BTreeSet<Arc<str>> {
+        self.classes.iter().map(|(_, class)| class.traits.namespace.clone()).collect()
+    }
+
+    /// The namespace and the node of the pod that owns an address.
+    pub(crate) fn home_of(&self, address: IpAddr) -> Option<(&Arc<str>, Option<&Arc<str>>)> {
+        let pod = &self.pods.get(self.owner(address)?)?.pod;
+        Some((&pod.namespace, pod.node.as_ref()))
+    }
+
+    /// Endpoints of Services that can be called from outside.
+    pub(crate) fn served(&self) -> &Served {
+        &self.served
+    }
+
+    /// All nodes.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// The networks of [`Cluster::keep_sources_towards`]: disjoint, in order, without host bits.
+    pub(crate) fn unmasqueraded(&self) -> &Arc<[IpNet]> {
+        &self.unmasqueraded
+    }
+
     /// The pod class of the pod that owns an address.
     pub(crate) fn class_at(&self, address: IpAddr) -> Option<(PodClassId, &PodClass)> {
         self.classes.class_of(self.pods.get(self.owner(address)?)?.kind?)
@@ -292,7 +379,7 @@ impl Cluster {
     pub(crate) fn is_empty(&self) -> bool {
         let namespaces = self.namespaces.is_empty() && self.namespaces_by_label.is_empty() && self.policies.is_empty();
         let pods = self.pods.is_empty() && self.by_node.is_empty() && self.claims.is_empty() && self.nodes.is_empty();
-        namespaces && pods && self.classes.is_empty()
+        namespaces && pods && self.classes.is_empty() && self.served.is_empty()
     }
 
     fn apply_namespace(&mut self, namespace: Namespace, touched: &mut Touched) {
@@ -326,6 +413,9 @@ impl Cluster {
         if visible {
             for address in &pod.addresses {
                 self.touch_address(*address, touched);
+                if self.served.holds(*address) {
+                    touched.served.insert(pod.namespace.clone());
+                }
                 let claims = self.claims.entry(*address).or_insert_with(|| Vec::with_capacity(1));
                 let claim = (pod.created, pod.id.clone());
                 // A pod may list an address twice.
@@ -349,6 +439,9 @@ impl Cluster {
             self.classes.leave(kind, id);
             for address in &pod.addresses {
                 self.touch_address(*address, touched);
+                if self.served.holds(*address) {
+                    touched.served.insert(pod.namespace.clone());
+                }
                 if let Some(claims) = self.claims.get_mut(address) {
                     claims.retain(|(_, claimant)| claimant != id);
                     if claims.is_empty() {
@@ -368,10 +461,31 @@ impl Cluster {
         }
     }
 
+    /// Notes that Services lead to other endpoints than before.
+    fn touch_endpoints(&self, changed: Vec<IpAddr>, touched: &mut Touched) {
+        for address in changed {
+            touched.endpoints.insert(address);
+            self.touch_claimants(address, touched);
+        }
+    }
+
+    /// Notes that a claim to an address comes or goes, as far as endpoints of Services are concerned.
+    fn touch_served(&self, address: IpAddr, touched: &mut Touched) {
+        if self.served.holds(address) {
+            self.touch_claimants(address, touched);
+        }
+    }
+
+    fn touch_claimants(&self, address: IpAddr, touched: &mut Touched) {
+        let claimants = self.claims.get(&address).into_iter().flatten().filter_map(|(_, id)| self.pods.get(id));
+        touched.served.extend(claimants.map(|entry| entry.pod.namespace.clone()));
+    }
+
     /// Notes that a claim to an address comes or goes. Every other pod that claims it may gain or lose it, so to the nodes
     /// of those pods it is a change of their own pods.
     fn touch_address(&self, address: IpAddr, touched: &mut Touched) {
         touched.addresses.insert(address);
+        self.touch_served(address, touched);
         let others = self.claims.get(&address).into_iter().flatten().filter_map(|(_, id)| self.pods.get(id));
         for PodEntry { pod, .. } in others {
             if let Some(node) = &pod.node {

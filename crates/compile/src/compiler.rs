@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use ringfence_model::Enforcement;
+
 use crate::cluster::{Cluster, Touched};
 use crate::guard::UnknownPods;
 
@@ -8,12 +10,16 @@ pub trait Compiler {
     /// What it makes.
     type Output;
 
-    /// A compiler that has seen nothing yet. It allows unknown pods.
+    /// A compiler that has seen nothing yet. It allows unknown pods, and enforces at the destination.
     fn for_node(node: Arc<str>) -> Self;
 
     /// The same, with another choice about unknown pods. Not to be called between two programs.
     #[must_use]
     fn with_unknown_pods(self, unknown: UnknownPods) -> Self;
+
+    /// The same, with another choice about where policies are enforced. Not to be called between two programs.
+    #[must_use]
+    fn with_enforcement(self, enforcement: Enforcement) -> Self;
 
     /// What the node must enforce in the state as it is now. `touched` must tell of every change since the last call.
     fn compile(&mut self, cluster: &Cluster, touched: &Touched) -> Self::Output;

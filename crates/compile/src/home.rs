@@ -10,6 +10,7 @@ use ringfence_model::{Direction, Family, Pod};
 use crate::cluster::Cluster;
 use crate::digest::Digester;
 use crate::gate::{Admission, GateId};
+use crate::judged::Share;
 use crate::port_table::PortTable;
 use crate::ports::PortSet;
 use crate::program::Subject;
@@ -52,12 +53,12 @@ impl Home {
     /// Compiles a namespace anew. Policies that `before` has read and that are the same are not read again.
     pub(crate) fn compile(
         cluster: &Cluster,
-        node: &str,
+        share: Share<'_>,
         namespace: &Arc<str>,
         direction: Direction,
         before: &mut Home,
     ) -> (Home, Reread) {
-        let pods: Vec<(&Arc<Pod>, Vec<IpAddr>)> = cluster.local_pods(node, namespace).collect();
+        let pods = share.pods(cluster, namespace, direction);
         let mut home = Home::default();
         // Without pods no policy is read.
         let in_force = cluster.policies_in(namespace).filter(|_| !pods.is_empty());

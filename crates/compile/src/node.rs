@@ -1,27 +1,31 @@
 //! The compiler of one node: keeps its [`Program`] true to a [`Cluster`] with work that follows the change.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use ringfence_model::Direction;
+use ringfence_model::{Direction, Enforcement, Node};
 
 use crate::cluster::{Cluster, Touched};
 use crate::compiler::Compiler;
 use crate::guard::{UnknownPods, Watch};
+use crate::judged::Share;
 use crate::program::Program;
+use crate::reach::ReachWatch;
 use crate::side::SideCompiler;
 
 /// Compiles the program of one node, again and again.
 pub struct NodeCompiler {
     node: Arc<str>,
     generation: u64,
-    /// Namespaces of the node's pods: policies elsewhere cannot select any of them.
+    /// Namespaces of the pods that the node judges: policies elsewhere cannot select any of them.
     namespaces: BTreeSet<Arc<str>>,
     /// Of the numbers that port names stood for when the rules were compiled.
     numbers_version: u64,
     ingress: SideCompiler,
     egress: SideCompiler,
     watch: Watch,
+    reach: ReachWatch,
     fresh: bool,
 }
 
@@ -36,6 +40,7 @@ impl NodeCompiler {
             ingress: SideCompiler::new(Direction::Ingress),
             egress: SideCompiler::new(Direction::Egress),
             watch: Watch::default(),
+            reach: ReachWatch::default(),
             fresh: true,
         }
     }
@@ -51,13 +56,15 @@ impl NodeCompiler {
             *self = NodeCompiler {
                 generation: self.generation,
                 watch: std::mem::take(&mut self.watch),
+                reach: std::mem::take(&mut self.reach),
                 fresh: false,
                 ..NodeCompiler::new(self.node.clone())
             };
         }
         for namespace in self.outdated(cluster, touched, all) {
+            let share = Share { node: &self.node, at: self.reach.enforcement.at };
             for side in [&mut self.ingress, &mut self.egress] {
-                side.compile_home(cluster, &self.node, &namespace);
+                side.compile_home(cluster, share, &namespace);
             }
         }
         for side in [&mut self.ingress, &mut self.egress] {
@@ -72,28 +79,30 @@ impl NodeCompiler {
         Program {
             generation: self.generation,
             node: self.node.clone(),
-            node_addresses: node.into_iter().flat_map(|node| node.addresses.iter().copied()).collect(),
+            node_addresses: node.into_iter().flat_map(own_addresses).collect(),
             ingress: self.ingress.side.clone(),
             egress: self.egress.side.clone(),
             guard: self.watch.follow(cluster, touched, &self.node, all).clone(),
+            reach: self.reach.follow(cluster, touched, &self.node, all).clone(),
         }
     }
 
     /// The namespaces that have to be compiled again.
     fn outdated(&mut self, cluster: &Cluster, touched: &Touched, all: bool) -> BTreeSet<Arc<str>> {
+        let share = Share { node: &self.node, at: self.reach.enforcement.at };
         let mut outdated = BTreeSet::new();
         if all {
-            self.namespaces = cluster.local_namespaces(&self.node);
+            self.namespaces = share.namespaces(cluster);
             outdated.clone_from(&self.namespaces);
-        } else if let Some(touched) = touched.nodes.get(&self.node) {
-            for namespace in touched {
-                if cluster.local_pods(&self.node, namespace).next().is_some() {
+        } else {
+            for namespace in share.touched(touched) {
+                if share.has_pods(cluster, &namespace) {
                     self.namespaces.insert(namespace.clone());
                 } else {
-                    self.namespaces.remove(namespace);
+                    self.namespaces.remove(&namespace);
                 }
+                outdated.insert(namespace);
             }
-            outdated.extend(touched.iter().cloned());
         }
         outdated.extend(touched.policies.iter().filter(|namespace| self.namespaces.contains(*namespace)).cloned());
         let numbers_version = cluster.classes().numbers_version();
@@ -105,6 +114,11 @@ impl NodeCompiler {
     }
 }
 
+/// The addresses that a node's packets can come from.
+pub(crate) fn own_addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
+    node.addresses.iter().chain(&node.tunnel_addresses).copied()
+}
+
 impl Compiler for NodeCompiler {
     type Output = Program;
 
@@ -114,6 +128,11 @@ impl Compiler for NodeCompiler {
 
     fn with_unknown_pods(mut self, unknown: UnknownPods) -> NodeCompiler {
         self.watch.unknown = unknown;
+        self
+    }
+
+    fn with_enforcement(mut self, enforcement: Enforcement) -> NodeCompiler {
+        self.reach.enforcement = enforcement;
         self
     }
 

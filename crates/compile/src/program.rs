@@ -7,11 +7,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use ringfence_model::{Direction, Flow};
+use ringfence_model::{Direction, Flow, Transport};
 
 use crate::gate::{Admission, Gate, GateId};
 use crate::guard::Guard;
 use crate::port_table::PortTable;
+use crate::reach::Reach;
 
 /// What one node must enforce.
 ///
@@ -24,12 +25,14 @@ pub struct Program {
     pub node: Arc<str>,
     /// The node's own addresses. Traffic between them and the node's pods is never refused.
     pub node_addresses: BTreeSet<IpAddr>,
-    /// Connections to local pods; the peer is the source.
+    /// Connections to local pods, and to those of other nodes where it judges these ([`Reach`]); the peer is the source.
     pub ingress: Side,
     /// Connections from local pods; the peer is the destination.
     pub egress: Side,
     /// Which addresses of local pods are unknown, and refused in both directions. An isolated pod's address is not.
     pub guard: Guard,
+    /// What it has to do with connections beyond those of its own pods.
+    pub reach: Reach,
 }
 
 /// One direction of a [`Program`].
@@ -38,7 +41,7 @@ pub struct Program {
 /// two look-ups, however many policies there are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Side {
-    /// The local pods that are isolated in this direction, by address. All others may do everything.
+    /// The pods it judges that are isolated in this direction, by address. All others may do everything.
     pub subjects: OrdMap<IpAddr, Subject>,
     /// The gates that subjects' ports lead to.
     pub gates: OrdMap<GateId, Arc<Gate>>,
@@ -48,7 +51,7 @@ pub struct Side {
     pub peers: OrdMap<IpAddr, ClassId>,
 }
 
-/// An isolated local pod.
+/// An isolated pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Subject {
     /// `namespace/name`, for people.
@@ -87,6 +90,10 @@ pub enum Because {
     SameAddress,
     /// Traffic between a pod and its own node.
     OwnNode,
+    /// Traffic between a pod and a node of the cluster that is trusted.
+    TrustedNode,
+    /// Another node has judged the connection; this one sees that node's address only.
+    JudgedBefore,
     /// The port is open to every peer.
     Anyone,
     /// The gate of the port, which the peer passes or does not.
@@ -123,6 +130,7 @@ impl Program {
             ingress: Side::default(),
             egress: Side::default(),
             guard: Guard::default(),
+            reach: Reach::default(),
         }
     }
 
@@ -162,11 +170,24 @@ impl Program {
         if subject == peer && !unknown {
             return yes(Because::SameAddress);
         }
-        if self.node_addresses.contains(&peer) {
+        if self.node_addresses.contains(&peer) && self.reach.is_local(subject) {
             return yes(Because::OwnNode);
         }
-        let Some(isolated) = isolated.filter(|_| !unknown) else {
+        if unknown {
             return no(Because::UnknownPod);
+        }
+        if self.reach.exempts(peer) {
+            return yes(Because::TrustedNode);
+        }
+        let port = match flow.transport {
+            Transport::Port(protocol, port) => Some((protocol, port)),
+            Transport::Icmp(_) | Transport::Icmpv6(_) | Transport::Other(_) => None,
+        };
+        if subject == flow.destination && self.reach.believes(flow.source, flow.destination, port) {
+            return yes(Because::JudgedBefore);
+        }
+        let Some(isolated) = isolated else {
+            return yes(Because::NotIsolated);
         };
         match isolated.ports.admission(flow.transport) {
             None => no(Because::Closed),

@@ -10,6 +10,7 @@ use crate::cluster::Cluster;
 use crate::digest::{Digest, Digester};
 use crate::gate::{Gate, GateId};
 use crate::home::{Home, Leading, Led, Reread};
+use crate::judged::Share;
 use crate::pod_class::{PodClass, PodClassId};
 use crate::program::{ClassId, Side};
 use crate::regions::regions;
@@ -104,10 +105,10 @@ impl SideCompiler {
         outdated.map(|(namespace, _)| namespace.clone()).collect()
     }
 
-    /// Compiles the policies of one namespace for the node's pods there. To be followed by [`SideCompiler::settle`].
-    pub(crate) fn compile_home(&mut self, cluster: &Cluster, node: &str, namespace: &Arc<str>) {
+    /// Compiles the policies of one namespace for the pods there that the node judges. To be followed by [`SideCompiler::settle`].
+    pub(crate) fn compile_home(&mut self, cluster: &Cluster, share: Share<'_>, namespace: &Arc<str>) {
         let mut before = self.homes.remove(namespace).unwrap_or_default();
-        let (after, Reread { added, dropped }) = Home::compile(cluster, node, namespace, self.direction, &mut before);
+        let (after, Reread { added, dropped }) = Home::compile(cluster, share, namespace, self.direction, &mut before);
         for (id, term) in added {
             self.hold(id, term);
         }

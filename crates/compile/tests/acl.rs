@@ -743,6 +743,7 @@ fn a_node_that_moves_keeps_its_sets() {
     let node = |address: &str| Node {
         name: "node-1".into(),
         addresses: vec![address.parse().unwrap()],
+        tunnel_addresses: Vec::new(),
         pod_cidrs: Vec::new(),
     };
     let start = world.apply([

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use ringfence_compile::{Admission, ClassId, Gate, GateId, Guard, Program, Side, Subject};
+use ringfence_compile::{Admission, ClassId, Gate, GateId, Guard, Program, Reach, Side, Subject};
 use ringfence_model::Direction;
 
 use crate::backend::{Applied, ApplyError, Backend};
@@ -191,6 +191,7 @@ impl Enforced {
             ingress: self.ingress.to_side(),
             egress: self.egress.to_side(),
             guard: Guard::new(&Vec::from_iter(self.ranges.iter().copied()), self.known.iter().copied()),
+            reach: Reach::default(),
         }
     }
 

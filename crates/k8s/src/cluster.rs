@@ -60,7 +60,7 @@ pub(crate) fn node(report: &mut Report, object: Fields<'_>) -> Option<Node> {
             pod_cidrs.push(block);
         }
     });
-    Some(Node { name: identity.name?, addresses, pod_cidrs })
+    Some(Node { name: identity.name?, addresses, tunnel_addresses: Vec::new(), pod_cidrs })
 }
 
 /// Reads a Service.
@@ -72,6 +72,7 @@ pub(crate) fn service(report: &mut Report, object: Fields<'_>) -> Option<Service
         kind: ServiceKind::default(),
         selector: BTreeMap::new(),
         cluster_addresses: Vec::new(),
+        external_addresses: Vec::new(),
         external_traffic: ExternalTraffic::default(),
         ports: Vec::new(),
     };

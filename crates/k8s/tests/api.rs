@@ -24,7 +24,7 @@ fn kind_of(object: &Object) -> Option<Kind> {
         Object::Node(_) => Some(Kind::Node),
         Object::Pod(_) => Some(Kind::Pod),
         Object::Policy(_) => Some(Kind::NetworkPolicy),
-        Object::Service(_) => None,
+        Object::Service(_) | Object::EndpointSlice(_) => None,
     }
 }
 
@@ -103,7 +103,7 @@ fn json_of(object: &Object) -> Value {
             "metadata": metadata(&policy.id.name, Some(&policy.id.namespace), json!({})),
             "spec": spec_of(policy),
         }),
-        Object::Service(_) => Value::Null,
+        Object::Service(_) | Object::EndpointSlice(_) => Value::Null,
     }
 }
 

@@ -21,6 +21,9 @@ pub struct Node {
     pub name: Arc<str>,
     /// `status.addresses` that are IP addresses.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of its bridges and tunnels, which packets that it masquerades can come from (annotation
+    /// `ringfence.io/node-addresses`).
+    pub tunnel_addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`: where its pods get their addresses from.
     pub pod_cidrs: Vec<ipnet::IpNet>,
 }
@@ -98,6 +101,9 @@ pub struct Service {
     pub selector: BTreeMap<Arc<str>, Arc<str>>,
     /// Its own addresses, at most one of each family. Empty for one that has none yet.
     pub cluster_addresses: Vec<IpAddr>,
+    /// Addresses outside the pod network under which every node takes its connections: `spec.externalIPs` and those of
+    /// `status.loadBalancer.ingress`.
+    pub external_addresses: Vec<IpAddr>,
     /// Whether a client from outside reaches the pods of the node it asks only.
     pub external_traffic: ExternalTraffic,
     /// Its ports.
@@ -152,6 +158,30 @@ pub enum TargetPort {
     Name(Arc<str>),
 }
 
+/// Who answers for a Service (`discovery.k8s.io/v1` EndpointSlice). One Service can have several.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EndpointSlice {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// The Service of the same namespace that it belongs to (label `kubernetes.io/service-name`).
+    pub service: Option<Arc<str>>,
+    /// Who answers.
+    pub endpoints: Vec<Endpoint>,
+    /// On which ports (host byte order), the same for all of them.
+    pub ports: Vec<(Protocol, u16)>,
+}
+
+/// One entry of an EndpointSlice's `endpoints`, one address of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// Whether Services may lead to it: it is ready, or it is terminating and still serves.
+    pub serving: bool,
+}
+
 /// Anything a cluster state is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[allow(clippy::large_enum_variant, reason = "objects are moved once, from the source into the state")]
@@ -166,6 +196,8 @@ pub enum Object {
     Policy(Policy),
     /// A Service.
     Service(Service),
+    /// Endpoints of a Service.
+    EndpointSlice(EndpointSlice),
 }
 
 /// The identity of an [`Object`].
@@ -181,6 +213,8 @@ pub enum ObjectKey {
     Policy(PolicyId),
     /// A Service by namespace and name.
     Service(Arc<str>, Arc<str>),
+    /// An EndpointSlice by namespace and name.
+    EndpointSlice(Arc<str>, Arc<str>),
 }
 
 impl Object {
@@ -192,6 +226,7 @@ impl Object {
             Object::Pod(pod) => ObjectKey::Pod(pod.id.clone()),
             Object::Policy(policy) => ObjectKey::Policy(policy.id.clone()),
             Object::Service(service) => ObjectKey::Service(service.namespace.clone(), service.name.clone()),
+            Object::EndpointSlice(slice) => ObjectKey::EndpointSlice(slice.namespace.clone(), slice.name.clone()),
         }
     }
 }

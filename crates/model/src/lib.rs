@@ -5,6 +5,7 @@
 //! would be code neither could check.
 
 mod cluster;
+mod enforcement;
 mod flow;
 mod lab;
 mod labels;
@@ -12,9 +13,10 @@ mod net;
 mod policy;
 
 pub use cluster::{
-    ContainerPort, ExternalTraffic, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId, Service, ServiceKind,
-    ServicePort, TargetPort,
+    ContainerPort, Endpoint, EndpointSlice, ExternalTraffic, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId,
+    Service, ServiceKind, ServicePort, TargetPort,
 };
+pub use enforcement::{EnforceAt, Enforcement, NodeTraffic};
 pub use flow::{Flow, Transport};
 pub use lab::{ExternalHost, Masquerade, PodNetwork, Topology};
 pub use labels::{Labels, Operator, Requirement, Selector};

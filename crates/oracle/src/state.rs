@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use ringfence_model::{Labels, Namespace, Node, Object, Phase, Pod, Policy, PolicyId, Tier};
+use ringfence_model::{
+    EndpointSlice, Labels, Namespace, Node, Object, Phase, Pod, Policy, PolicyId, Protocol, Service, ServiceKind, Tier,
+};
 
 /// Everything the oracle looks at: plain lists.
 #[derive(Clone, Debug, Default)]
@@ -11,6 +13,8 @@ pub struct State {
     pub(crate) nodes: Vec<Node>,
     pub(crate) pods: Vec<Pod>,
     pub(crate) policies: Vec<Policy>,
+    pub(crate) services: Vec<Service>,
+    pub(crate) slices: Vec<EndpointSlice>,
 }
 
 /// A policy of a tier that is not evaluated yet. Guessing would be worse than refusing.
@@ -40,7 +44,8 @@ impl State {
                 Object::Pod(pod) => state.pods.push(pod.clone()),
                 Object::Policy(policy) if policy.id.tier == Tier::Namespace => state.policies.push(policy.clone()),
                 Object::Policy(policy) => return Err(UnsupportedTier(policy.id.clone())),
-                Object::Service(_) => {}
+                Object::Service(service) => state.services.push(service.clone()),
+                Object::EndpointSlice(slice) => state.slices.push(slice.clone()),
             }
         }
         Ok(state)
@@ -71,8 +76,46 @@ impl State {
         None
     }
 
+    /// Whether an address is some node's.
+    pub(crate) fn is_node(&self, address: IpAddr) -> bool {
+        self.nodes.iter().any(|node| node.addresses.contains(&address) || node.tunnel_addresses.contains(&address))
+    }
+
+    /// Whether an address is that node's.
+    pub(crate) fn is_node_named(&self, name: &str, address: IpAddr) -> bool {
+        self.nodes.iter().any(|node| {
+            &*node.name == name && (node.addresses.contains(&address) || node.tunnel_addresses.contains(&address))
+        })
+    }
+
+    /// The ports of an address to which Services lead that can be called from outside the cluster at its nodes; if asked for,
+    /// those only to which they may lead now.
+    pub(crate) fn exposed_endpoints(&self, address: IpAddr, serving: bool) -> Vec<(Protocol, u16)> {
+        let mut ports = Vec::new();
+        for slice in &self.slices {
+            let exposed = self.services.iter().any(|service| {
+                let by_port = service.kind == ServiceKind::NodePort || service.kind == ServiceKind::LoadBalancer;
+                service.namespace == slice.namespace
+                    && Some(&service.name) == slice.service.as_ref()
+                    && (by_port || !service.external_addresses.is_empty())
+            });
+            if !exposed {
+                continue;
+            }
+            for endpoint in &slice.endpoints {
+                if endpoint.address == address && (endpoint.serving || !serving) {
+                    ports.extend(slice.ports.iter().copied());
+                }
+            }
+        }
+        ports
+    }
+
     /// Whether an address is one of the pod's own node.
     pub(crate) fn is_own_node(&self, pod: &Pod, address: IpAddr) -> bool {
-        self.nodes.iter().any(|node| Some(&node.name) == pod.node.as_ref() && node.addresses.contains(&address))
+        self.nodes.iter().any(|node| {
+            let has = node.addresses.contains(&address) || node.tunnel_addresses.contains(&address);
+            Some(&node.name) == pod.node.as_ref() && has
+        })
     }
 }

@@ -1,7 +1,8 @@
 use std::net::IpAddr;
 
 use ringfence_model::{
-    Direction, Flow, IpBlock, NamespaceScope, Peer, Peers, Pod, Policy, PolicyId, PortMatch, Ports, Rule, Transport,
+    Direction, EnforceAt, Enforcement, Flow, IpBlock, NamespaceScope, NodeTraffic, Peer, Peers, Pod, Policy, PolicyId,
+    PortMatch, Ports, Rule, Transport,
 };
 
 use crate::selector::{matches, matches_by_name};
@@ -45,6 +46,12 @@ pub enum Reason {
     SameAddress,
     /// Traffic between a pod and its own node.
     OwnNode,
+    /// Traffic between a pod and another node, where all nodes are trusted.
+    TrustedNode,
+    /// Another node has judged it; here it has that node's address.
+    JudgedBefore,
+    /// Others judge it, this node does not.
+    NotJudgedHere,
     /// These rules allow it; never empty.
     AllowedBy(Vec<RuleRef>),
     /// These policies isolate the pod and none of their rules matches; never empty.
@@ -60,12 +67,68 @@ pub struct RuleRef {
     pub rule: usize,
 }
 
-/// Judges one flow.
+/// Judges one flow between its true ends.
 pub fn judge(state: &State, flow: &Flow) -> Verdict {
-    Verdict { egress: answer(state, Direction::Egress, flow), ingress: answer(state, Direction::Ingress, flow) }
+    let own_node = |pod: &Pod, other| state.is_own_node(pod, other).then_some(Reason::OwnNode);
+    let side = |direction| answer(state, direction, flow, own_node);
+    Verdict { egress: side(Direction::Egress), ingress: side(Direction::Ingress) }
 }
 
-fn answer(state: &State, direction: Direction, flow: &Flow) -> Answer {
+/// Judges a flow as one node must that forwards or sends it, with the addresses that it has there: after destination NAT and
+/// before source NAT. A connection passes if every node on its way lets it pass.
+///
+/// A pod's own node always judges. Other nodes judge who connects to the pod, where they are told to: they see sources that
+/// the pod's own node does not.
+pub fn judge_at(state: &State, enforcement: Enforcement, node: &str, flow: &Flow) -> Verdict {
+    let runs_here = |pod: &Pod| pod.node.as_deref() == Some(node);
+    let side = |direction| {
+        let subject = match direction {
+            Direction::Egress => flow.source,
+            Direction::Ingress => flow.destination,
+        };
+        let judged = state.pod_at(subject).is_none_or(|pod| {
+            runs_here(pod)
+                || direction == Direction::Ingress
+                    && match enforcement.at {
+                        EnforceAt::Destination => false,
+                        EnforceAt::Entry => !state.exposed_endpoints(subject, false).is_empty(),
+                        EnforceAt::Everywhere => true,
+                    }
+        });
+        if !judged {
+            return Answer { allowed: true, reason: Reason::NotJudgedHere };
+        }
+        answer(state, direction, flow, |pod, other| {
+            // Elsewhere, a packet with the address of the pod's own node proves nothing.
+            if runs_here(pod) && state.is_own_node(pod, other) {
+                return Some(Reason::OwnNode);
+            }
+            let is_other_node =
+                state.is_node(other) && !state.is_node_named(node, other) && state.pod_at(other).is_none();
+            if !is_other_node {
+                return None;
+            }
+            if enforcement.node_traffic == NodeTraffic::All {
+                return Some(Reason::TrustedNode);
+            }
+            let believes = direction == Direction::Ingress
+                && runs_here(pod)
+                && enforcement.node_traffic == NodeTraffic::Own
+                && match (enforcement.at, flow.transport) {
+                    (EnforceAt::Everywhere, _) => true,
+                    (EnforceAt::Entry, Transport::Port(protocol, port)) => {
+                        state.exposed_endpoints(subject, true).contains(&(protocol, port))
+                    }
+                    (EnforceAt::Entry, _) | (EnforceAt::Destination, _) => false,
+                };
+            believes.then_some(Reason::JudgedBefore)
+        })
+    };
+    Verdict { egress: side(Direction::Egress), ingress: side(Direction::Ingress) }
+}
+
+/// `exempt` tells why the other end is exempt from the pod's policies, if it is.
+fn answer(state: &State, direction: Direction, flow: &Flow, exempt: impl Fn(&Pod, IpAddr) -> Option<Reason>) -> Answer {
     let (own, other) = match direction {
         Direction::Egress => (flow.source, flow.destination),
         Direction::Ingress => (flow.destination, flow.source),
@@ -86,8 +149,8 @@ fn answer(state: &State, direction: Direction, flow: &Flow) -> Answer {
     if own == other {
         return yes(Reason::SameAddress);
     }
-    if state.is_own_node(pod, other) {
-        return yes(Reason::OwnNode);
+    if let Some(reason) = exempt(pod, other) {
+        return yes(reason);
     }
     let mut allowing = Vec::new();
     for policy in &isolating {

@@ -56,7 +56,12 @@ impl Cast {
     /// Nodes, namespaces, some policies and pods.
     pub(super) fn enter(&mut self, present: &mut Present<'_>, random: &mut fastrand::Rng) -> Result<(), Failure> {
         for (name, addresses) in [OUR_NODE, LAB_NODE].into_iter().zip(NODE_ADDRESSES) {
-            let node = Node { name: name.into(), addresses: addresses.to_vec(), pod_cidrs: Vec::new() };
+            let node = Node {
+                name: name.into(),
+                addresses: addresses.to_vec(),
+                tunnel_addresses: Vec::new(),
+                pod_cidrs: Vec::new(),
+            };
             present.apply(&Object::Node(node))?;
         }
         for _ in 0..NAMESPACES.len() * 4 {

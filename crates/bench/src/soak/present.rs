@@ -101,7 +101,7 @@ impl<'a> Present<'a> {
                 }
                 Object::Policy(_) => totals.policies += 1,
                 Object::Namespace(_) => totals.namespaces += 1,
-                Object::Node(_) | Object::Service(_) => {}
+                Object::Node(_) | Object::Service(_) | Object::EndpointSlice(_) => {}
             }
         }
         totals

@@ -1,20 +1,26 @@
 //! The compiler of one node's list: keeps an [`Acl`] true to a [`Cluster`] with work that follows the change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::OrdSet;
 use ipnet::IpNet;
-use ringfence_model::{Direction, Peer, Peers, Policy, Rule};
+use ringfence_model::{Direction, EnforceAt, Enforcement, Peer, Peers, Policy, Rule};
 
-use super::described::{Described, Scope, Sources, Who, known};
+use super::described::{self, Described, Scope, Sources, Who, known};
 use super::population::Population;
 use super::{
-    Acl, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId, SetRole,
+    Acl, AclBelieved, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclReach, AclRule, AclSet,
+    Members, SetId, SetRole,
 };
 use crate::cluster::{Cluster, Touched};
 use crate::compiler::Compiler;
 use crate::guard::{Guard, UnknownPods, Watch};
+use crate::judged::Share;
 use crate::matcher::Matcher;
+use crate::node::own_addresses;
+use crate::reach::{Believed, Reach, ReachWatch};
 use crate::terms::{Namespaces, PodTerm, PortSpec};
 
 /// Compiles the list of one node, again and again.
@@ -27,11 +33,14 @@ pub struct AclCompiler {
     homes: BTreeMap<Arc<str>, Home>,
     /// How many homes refer to each set. Never zero.
     holders: HashMap<SetId, usize>,
-    /// The members of sets of local pods.
-    local: Population,
+    /// The members of sets of pods that the node judges when somebody connects to them.
+    judged: Population,
+    /// The members of sets of pods that the node judges when they connect to somebody.
+    own: Population,
     /// The members of sets of peers.
     cluster: Population,
     watch: Watch,
+    reach: ReachWatch,
     fresh: bool,
 }
 
@@ -39,7 +48,8 @@ pub struct AclCompiler {
 #[derive(Default)]
 struct Home {
     sets: BTreeSet<SetId>,
-    local: Sources,
+    judged: Sources,
+    own: Sources,
     cluster: Sources,
 }
 
@@ -51,9 +61,11 @@ impl Compiler for AclCompiler {
             acl: Acl::empty(node),
             homes: BTreeMap::new(),
             holders: HashMap::new(),
-            local: Population::default(),
+            judged: Population::default(),
+            own: Population::default(),
             cluster: Population::default(),
             watch: Watch::default(),
+            reach: ReachWatch::default(),
             fresh: true,
         }
     }
@@ -63,12 +75,17 @@ impl Compiler for AclCompiler {
         self
     }
 
+    fn with_enforcement(mut self, enforcement: Enforcement) -> AclCompiler {
+        self.reach.enforcement = enforcement;
+        self
+    }
+
     fn compile(&mut self, cluster: &Cluster, touched: &Touched) -> Acl {
         let all = touched.everything || self.fresh;
         if all {
             let generation = self.acl.generation;
-            let watch = std::mem::take(&mut self.watch);
-            *self = AclCompiler { fresh: false, watch, ..AclCompiler::for_node(self.acl.node.clone()) };
+            let (watch, reach) = (std::mem::take(&mut self.watch), std::mem::take(&mut self.reach));
+            *self = AclCompiler { fresh: false, watch, reach, ..AclCompiler::for_node(self.acl.node.clone()) };
             self.acl.generation = generation;
         }
         let node = self.acl.node.clone();
@@ -83,23 +100,34 @@ impl Compiler for AclCompiler {
         }
         let sets = &mut self.acl.sets;
         self.cluster.settle_affected(cluster, all, &touched.namespaces, sets);
-        self.local.forget_affected(cluster);
+        self.judged.forget_affected(cluster);
+        self.own.forget_affected(cluster);
+        let share = Share { node: &node, at: self.reach.enforcement.at };
+        let own = Share { at: EnforceAt::Destination, ..share };
         for address in &touched.addresses {
             self.cluster.settle(cluster, *address, sets);
-            self.local.settle_on(&node, cluster, *address, sets);
+            self.own.settle_if(own.judges(cluster, *address), cluster, *address, sets);
+        }
+        for address in touched.addresses.union(&touched.endpoints) {
+            self.judged.settle_if(share.judges(cluster, *address), cluster, *address, sets);
         }
         for (namespace, _) in &outdated {
-            for address in cluster.local_pods(&node, namespace).flat_map(|(_, addresses)| addresses) {
-                self.local.settle_on(&node, cluster, address, sets);
+            let addresses =
+                |direction| share.pods(cluster, namespace, direction).into_iter().flat_map(|(_, owned)| owned);
+            for address in addresses(Direction::Ingress) {
+                self.judged.settle(cluster, address, sets);
+            }
+            for address in addresses(Direction::Egress) {
+                self.own.settle(cluster, address, sets);
             }
         }
-        for population in [&mut self.cluster, &mut self.local] {
+        for population in [&mut self.cluster, &mut self.judged, &mut self.own] {
             population.forget_gone(cluster);
         }
         put_guard(&mut self.acl, self.watch.follow(cluster, touched, &node, all));
+        put_reach(&mut self.acl, self.reach.follow(cluster, touched, &node, all));
         self.acl.generation += 1;
-        self.acl.node_addresses =
-            cluster.node(&node).into_iter().flat_map(|node| node.addresses.iter().copied()).collect();
+        self.acl.node_addresses = cluster.node(&node).into_iter().flat_map(own_addresses).collect();
         self.acl.clone()
     }
 }
@@ -114,12 +142,13 @@ impl AclNamespace {
 impl AclCompiler {
     /// The namespaces that have to be compiled again, and whether each has pods on the node.
     fn outdated(&self, cluster: &Cluster, touched: &Touched, all: bool) -> Vec<(Arc<str>, bool)> {
+        let share = Share { node: &self.acl.node, at: self.reach.enforcement.at };
         if all {
-            return cluster.local_namespaces(&self.acl.node).into_iter().map(|namespace| (namespace, true)).collect();
+            return share.namespaces(cluster).into_iter().map(|namespace| (namespace, true)).collect();
         }
         let mut outdated = Vec::new();
-        for namespace in touched.nodes.get(&self.acl.node).into_iter().flatten() {
-            let has_pods = cluster.local_pods(&self.acl.node, namespace).next().is_some();
+        for namespace in &share.touched(touched) {
+            let has_pods = share.has_pods(cluster, namespace);
             if has_pods != self.homes.contains_key(namespace) {
                 outdated.push((namespace.clone(), has_pods));
             }
@@ -158,8 +187,8 @@ impl AclCompiler {
             }
         }
         let before = self.homes.remove(namespace).unwrap_or_default();
-        let Described { sets, local, cluster } = described;
-        let after = Home { sets: sets.keys().copied().collect(), local, cluster };
+        let Described { sets, judged, own, cluster } = described;
+        let after = Home { sets: sets.keys().copied().collect(), judged, own, cluster };
         for (id, set) in sets {
             let holders = self.holders.entry(id).or_default();
             if *holders == 0 {
@@ -167,7 +196,8 @@ impl AclCompiler {
             }
             *holders += 1;
         }
-        self.local.describe(&after.local, &before.local);
+        self.judged.describe(&after.judged, &before.judged);
+        self.own.describe(&after.own, &before.own);
         self.cluster.describe(&after.cluster, &before.cluster);
         if has_pods {
             self.homes.insert(namespace.clone(), after);
@@ -208,6 +238,51 @@ fn put_guard(acl: &mut Acl, guard: &Guard) {
     }
 }
 
+/// Writes a reach and its sets down.
+fn put_reach(acl: &mut Acl, reach: &Reach) {
+    let Reach { judges_others, local, nodes, believed, unmasqueraded } = reach;
+    let wants_local = *judges_others || !unmasqueraded.is_empty();
+    let next = AclReach {
+        judges_others: *judges_others,
+        local: wants_local.then(described::local),
+        nodes: (*believed != Believed::Nothing).then(described::nodes),
+        believed: match believed {
+            Believed::Nothing => AclBelieved::Nothing,
+            Believed::Endpoints(_) => AclBelieved::Endpoints(described::believed()),
+            Believed::LocalPods => AclBelieved::LocalPods,
+            Believed::Everything => AclBelieved::Everything,
+        },
+        unmasqueraded: unmasqueraded.clone(),
+    };
+    let endpoints = if let Believed::Endpoints(endpoints) = believed { Some(endpoints) } else { None };
+    let addresses = |set: &OrdSet<IpAddr>| Members::Addresses(set.clone());
+    for (id, role, members, origin) in [
+        (described::local(), SetRole::Local, next.local.map(|_| addresses(local)), "pods of this node"),
+        (described::nodes(), SetRole::Nodes, next.nodes.map(|_| addresses(nodes)), "addresses of other nodes"),
+        (
+            described::believed(),
+            SetRole::Believed,
+            endpoints.map(|endpoints| Members::Endpoints(endpoints.clone())),
+            "endpoints that other nodes judge",
+        ),
+    ] {
+        // To write what is as before, or to remove what is not there, would copy the map.
+        match members {
+            Some(members) => {
+                let set = AclSet { role, members, origin: origin.into() };
+                if acl.sets.get(&id) != Some(&set) {
+                    acl.sets.insert(id, set);
+                }
+            }
+            None if acl.sets.contains_key(&id) => {
+                acl.sets.remove(&id);
+            }
+            None => {}
+        }
+    }
+    acl.reach = next;
+}
+
 /// `None` when no policy of the namespace isolates in this direction. What is as before keeps its place in memory, which
 /// makes differences cheap to find.
 fn compile_namespace(
@@ -243,7 +318,7 @@ impl PolicyCompiler<'_> {
         let policy = self.policy;
         AclPolicy {
             name: policy.id.name.clone(),
-            selected: self.described.pods(Scope::Local, &self.subjects, None),
+            selected: self.described.pods(Scope::Judged, &self.subjects, None),
             rules: policy.rules(self.direction).iter().map(|rule| self.compile_rule(rule)).collect(),
         }
     }
@@ -257,7 +332,7 @@ impl PolicyCompiler<'_> {
         };
         if self.direction == Direction::Ingress {
             // The destination is the subject, whichever peer asks.
-            let serving = names.iter().map(|name| self.described.pods(Scope::Local, &self.subjects, Some(name)));
+            let serving = names.iter().map(|name| self.described.pods(Scope::Judged, &self.subjects, Some(name)));
             ports.extend(serving.map(AclPorts::Serving));
         }
         let mut entries = Vec::new();
@@ -319,7 +394,7 @@ mod tests {
     fn nothing_is_left_of_what_is_gone() {
         tests::nothing_is_left_of_what_is_gone(|compiler: &AclCompiler, said| {
             assert!(compiler.homes.is_empty() && compiler.holders.is_empty(), "{said}");
-            assert!(compiler.local.is_empty() && compiler.cluster.is_empty(), "{said}");
+            assert!(compiler.judged.is_empty() && compiler.own.is_empty() && compiler.cluster.is_empty(), "{said}");
             assert!(compiler.acl.sets.is_empty(), "{said}");
         });
     }

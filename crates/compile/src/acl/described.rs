@@ -20,8 +20,8 @@ pub(super) type Sources = BTreeMap<PodTerm, BTreeMap<SetId, Option<PortName>>>;
 /// Which pods a set is about.
 #[derive(Clone, Copy)]
 pub(super) enum Scope {
-    /// Those of the node.
-    Local,
+    /// Those that the node judges.
+    Judged,
     /// Those of the cluster.
     Cluster,
 }
@@ -38,8 +38,10 @@ pub(super) enum Who {
 pub(super) struct Described {
     /// Without the pods.
     pub(super) sets: BTreeMap<SetId, AclSet>,
-    /// Who belongs in the sets of local pods.
-    pub(super) local: Sources,
+    /// Who belongs in the sets of pods that the node judges when somebody connects to them.
+    pub(super) judged: Sources,
+    /// Who belongs in the sets of pods that the node judges when they connect to somebody: its own.
+    pub(super) own: Sources,
     /// Who belongs in the sets of pods wherever they are.
     pub(super) cluster: Sources,
 }
@@ -54,16 +56,20 @@ impl Described {
         self.add(id, SetRole::Isolated, Members::Addresses(OrdSet::new()), || {
             format!("{namespace}, isolated for {direction}")
         });
-        self.local.entry(subjects.clone()).or_default().insert(id, None);
+        let sources = match direction {
+            Direction::Ingress => &mut self.judged,
+            Direction::Egress => &mut self.own,
+        };
+        sources.entry(subjects.clone()).or_default().insert(id, None);
         id
     }
 
     /// Pods, or the ports that a name stands for on them.
     pub(super) fn pods(&mut self, scope: Scope, pods: &PodTerm, port: Option<&PortName>) -> SetId {
         let (kind, role) = match (scope, port) {
-            (Scope::Local, None) => ("selected", SetRole::Selected),
+            (Scope::Judged, None) => ("selected", SetRole::Selected),
             (Scope::Cluster, None) => ("peers", SetRole::Peers),
-            (Scope::Local, Some(_)) => ("serving here", SetRole::Serving),
+            (Scope::Judged, Some(_)) => ("serving here", SetRole::Serving),
             (Scope::Cluster, Some(_)) => ("serving", SetRole::Serving),
         };
         let term = Term::Pods(pods.clone());
@@ -83,7 +89,7 @@ impl Described {
             Some((protocol, port)) => format!("{term} with {protocol} {port}"),
         });
         let sources = match scope {
-            Scope::Local => &mut self.local,
+            Scope::Judged => &mut self.judged,
             Scope::Cluster => &mut self.cluster,
         };
         sources.entry(pods.clone()).or_default().insert(id, port.cloned());
@@ -119,6 +125,21 @@ impl Described {
     fn add(&mut self, id: SetId, role: SetRole, members: Members, origin: impl FnOnce() -> String) {
         self.sets.entry(id).or_insert_with(|| AclSet { role, members, origin: origin().into() });
     }
+}
+
+/// The set of the node's own pods.
+pub(super) fn local() -> SetId {
+    Name::new("local pods").finish()
+}
+
+/// The set of other nodes' addresses.
+pub(super) fn nodes() -> SetId {
+    Name::new("other nodes").finish()
+}
+
+/// The set of the endpoints to which other nodes' judgement counts.
+pub(super) fn believed() -> SetId {
+    Name::new("believed").finish()
 }
 
 /// The set of the addresses that the guard lets pass.

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ringfence_model::{Direction, Flow, Transport};
 
-use super::{Acl, AclEntry, AclNamespace, AclPeers, AclPorts, Members, SetId};
+use super::{Acl, AclBelieved, AclEntry, AclNamespace, AclPeers, AclPorts, Members, SetId};
 
 /// What a list says about a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,10 @@ pub enum AclReason<'a> {
     SameAddress,
     /// Traffic between a pod and its own node.
     OwnNode,
+    /// Traffic between a pod and a node of the cluster that is trusted.
+    TrustedNode,
+    /// Another node has judged the connection; this one sees that node's address only.
+    JudgedBefore,
     /// The first rule that admits it.
     Rule {
         /// The policy's namespace.
@@ -80,11 +84,20 @@ impl Acl {
         if subject == peer && !unknown {
             return yes(AclReason::SameAddress);
         }
-        if self.node_addresses.contains(&peer) {
+        if self.node_addresses.contains(&peer) && self.is_local(subject) {
             return yes(AclReason::OwnNode);
         }
-        let Some((name, namespace)) = isolated.filter(|_| !unknown) else {
+        if unknown {
             return no(AclReason::UnknownPod);
+        }
+        if self.reach.believed == AclBelieved::Everything && self.is_other_node(peer) {
+            return yes(AclReason::TrustedNode);
+        }
+        if subject == flow.destination && self.believes(flow) {
+            return yes(AclReason::JudgedBefore);
+        }
+        let Some((name, namespace)) = isolated else {
+            return yes(AclReason::NotIsolated);
         };
         self.first_rule(name, namespace, flow, subject, peer).map_or(no(AclReason::NoRule), yes)
     }
@@ -96,6 +109,28 @@ impl Acl {
             let guarded = guard.ranges.iter().any(|range| range.contains(&address));
             guarded && !self.holds(guard.known, address) && !self.node_addresses.contains(&address)
         })
+    }
+
+    fn is_local(&self, subject: IpAddr) -> bool {
+        !self.reach.judges_others || self.reach.local.is_some_and(|local| self.holds(local, subject))
+    }
+
+    fn is_other_node(&self, address: IpAddr) -> bool {
+        self.reach.nodes.is_some_and(|nodes| self.holds(nodes, address))
+    }
+
+    /// Whether another node has judged a connection.
+    fn believes(&self, flow: &Flow) -> bool {
+        let covered = match (self.reach.believed, flow.transport) {
+            (AclBelieved::Endpoints(set), Transport::Port(protocol, port)) => match self.members(set) {
+                Some(Members::Endpoints(endpoints)) => endpoints.contains(&(flow.destination, protocol, port)),
+                _ => false,
+            },
+            (AclBelieved::LocalPods, _) => self.reach.local.is_some_and(|local| self.holds(local, flow.destination)),
+            (AclBelieved::Everything, _) => true,
+            (AclBelieved::Endpoints(_) | AclBelieved::Nothing, _) => false,
+        };
+        covered && self.is_other_node(flow.source)
     }
 
     fn first_rule<'a>(

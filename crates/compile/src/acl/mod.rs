@@ -38,6 +38,8 @@ pub struct Acl {
     pub egress: OrdMap<Arc<str>, Arc<AclNamespace>>,
     /// The ranges whose addresses are refused in both directions unless a known pod has them; nothing is guarded without.
     pub guard: Option<AclGuard>,
+    /// What it has to do with connections beyond those of its own pods.
+    pub reach: AclReach,
     /// The sets that namespaces, policies, rules and the guard refer to; no others.
     pub sets: OrdMap<SetId, AclSet>,
 }
@@ -51,10 +53,41 @@ pub struct AclGuard {
     pub known: SetId,
 }
 
-/// A namespace that has pods on the node and policies of one direction.
+/// As [`Reach`](crate::Reach), with addresses in sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AclReach {
+    /// Whether the isolated pods of ingress may be pods of other nodes. The node's own traffic to these is judged, too.
+    pub judges_others: bool,
+    /// The addresses of the node's own pods, isolated or not ([`Members::Addresses`]), if anything here asks for them.
+    pub local: Option<SetId>,
+    /// The addresses of all other nodes ([`Members::Addresses`]), if anything here asks for them.
+    pub nodes: Option<SetId>,
+    /// Which connections from `nodes` pass without being judged here. An address proves nothing by itself: packets that
+    /// come from it must come from where it is.
+    pub believed: AclBelieved,
+    /// The networks towards which the pods of `local` keep their addresses, whatever else masquerades: disjoint, in order,
+    /// without host bits.
+    pub unmasqueraded: Arc<[IpNet]>,
+}
+
+/// As [`Believed`](crate::Believed), with endpoints in a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AclBelieved {
+    /// None.
+    #[default]
+    Nothing,
+    /// Those to these endpoints of local pods ([`Members::Endpoints`]).
+    Endpoints(SetId),
+    /// Those to local pods.
+    LocalPods,
+    /// All, and also all connections *to* other nodes' addresses.
+    Everything,
+}
+
+/// A namespace that has pods whose connections the node judges, and policies of one direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AclNamespace {
-    /// The local pods that some policy isolates in this direction ([`Members::Addresses`]). Pods that are in none of these
+    /// The pods it judges that some policy isolates in this direction ([`Members::Addresses`]). Pods that are in none of these
     /// sets may do everything.
     pub isolated: SetId,
     /// The policies, by name, whether or not they select a pod at the moment.
@@ -66,7 +99,7 @@ pub struct AclNamespace {
 pub struct AclPolicy {
     /// Its name.
     pub name: Arc<str>,
-    /// The local pods it selects ([`Members::Addresses`]).
+    /// The pods it selects of those that the node judges in some direction ([`Members::Addresses`]).
     pub selected: SetId,
     /// Its rules, in the order in which they are written.
     pub rules: Vec<AclRule>,
@@ -141,9 +174,9 @@ pub struct AclSet {
 /// only give some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SetRole {
-    /// Isolated local pods of a namespace.
+    /// Isolated pods of a namespace.
     Isolated,
-    /// Local pods that a policy selects.
+    /// Pods that a policy selects.
     Selected,
     /// Peers of a rule.
     Peers,
@@ -151,6 +184,12 @@ pub enum SetRole {
     Serving,
     /// Pods whose addresses the guard lets pass.
     Known,
+    /// Pods of the node.
+    Local,
+    /// Addresses of other nodes.
+    Nodes,
+    /// Endpoints to which other nodes' judgement counts.
+    Believed,
 }
 
 /// The members of a set. Both families may be in one set.
@@ -181,6 +220,7 @@ impl Acl {
             ingress: OrdMap::new(),
             egress: OrdMap::new(),
             guard: None,
+            reach: AclReach::default(),
             sets: OrdMap::new(),
         }
     }

@@ -139,10 +139,9 @@ impl Population {
         self.place(address, &places.unwrap_or_default(), sets);
     }
 
-    /// The same, if its owner is on a node; nowhere if not.
-    pub(super) fn settle_on(&mut self, node: &str, cluster: &Cluster, address: IpAddr, sets: &mut Sets) {
-        let owner = cluster.owner(address).and_then(|id| cluster.pod(id));
-        if owner.is_some_and(|pod| pod.node.as_deref() == Some(node)) {
+    /// The same, if it belongs anywhere.
+    pub(super) fn settle_if(&mut self, belongs: bool, cluster: &Cluster, address: IpAddr, sets: &mut Sets) {
+        if belongs {
             self.settle(cluster, address, sets);
         } else {
             self.place(address, &Arc::default(), sets);

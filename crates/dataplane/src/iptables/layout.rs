@@ -95,6 +95,9 @@ impl Layout<'_> {
                 SetRole::Peers => "peers",
                 SetRole::Serving => "ports of a name",
                 SetRole::Known => "guarded ranges",
+                SetRole::Local => "from this node",
+                SetRole::Nodes => "other nodes",
+                SetRole::Believed => "judged by other nodes",
             };
             legend.insert(self.names().set(set.role, family, *id), format!("{role}: {}", set.origin));
         }

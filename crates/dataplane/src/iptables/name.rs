@@ -89,6 +89,9 @@ impl Names {
             SetRole::Peers => "peer",
             SetRole::Serving => "serv",
             SetRole::Known => "known",
+            SetRole::Local => "local",
+            SetRole::Nodes => "nodes",
+            SetRole::Believed => "judged",
         };
         format!("{}-{}", self.fixed_set(role, family), base32(id.0))
     }

@@ -322,9 +322,13 @@ impl Changes {
             let remove = change.removed.iter().map(|element| format!("del {name} {element}"));
             let (removals, additions) = match new.role {
                 SetRole::Isolated => (&mut self.give, &mut self.take),
-                SetRole::Selected | SetRole::Peers | SetRole::Serving | SetRole::Known => {
-                    (&mut self.take, &mut self.give)
-                }
+                SetRole::Selected
+                | SetRole::Peers
+                | SetRole::Serving
+                | SetRole::Known
+                | SetRole::Local
+                | SetRole::Nodes
+                | SetRole::Believed => (&mut self.take, &mut self.give),
             };
             removals.extend(remove);
             if change.added.is_empty() {

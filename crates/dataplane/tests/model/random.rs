@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
-use ringfence_compile::{Admission, ClassId, Gate, GateId, Guard, PortTable, Program, ProtocolRange, Side, Subject};
+use ringfence_compile::{
+    Admission, ClassId, Gate, GateId, Guard, PortTable, Program, ProtocolRange, Reach, Side, Subject,
+};
 use ringfence_model::{AddressRange, Family, PortRange, Protocol};
 
 const LOCAL: [&str; 5] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2"];
@@ -125,7 +127,15 @@ pub(crate) fn program() -> impl Strategy<Value = Program> {
     let node_addresses = addresses(&["192.0.2.1", "2001:db8::1"]);
     (side(), side(), node_addresses, guard()).prop_map(|(ingress, egress, node_addresses, guard)| {
         let node = Arc::from("node");
-        knowing_its_own(Program { generation: 0, node, node_addresses, ingress, egress, guard })
+        knowing_its_own(Program {
+            generation: 0,
+            node,
+            node_addresses,
+            ingress,
+            egress,
+            guard,
+            reach: Reach::default(),
+        })
     })
 }
 
