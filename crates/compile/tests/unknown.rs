@@ -212,7 +212,12 @@ fn address(text: &str) -> IpAddr {
 
 fn our_node(ranges: &[&str]) -> Object {
     let pod_cidrs = ranges.iter().map(|range| range.parse().unwrap()).collect();
-    Object::Node(Node { name: "node-1".into(), addresses: vec![address("192.0.2.1")], pod_cidrs })
+    Object::Node(Node {
+        name: "node-1".into(),
+        addresses: vec![address("192.0.2.1")],
+        tunnel_addresses: Vec::new(),
+        pod_cidrs,
+    })
 }
 
 fn pod(name: &str, node: Option<&str>, addresses: &[&str]) -> Pod {
