@@ -152,6 +152,7 @@ fn name(reason: &Reason) -> &'static str {
         Reason::NeighbourDiscovery => "neighbour discovery",
         Reason::SameAddress => "same address",
         Reason::OwnNode => "own node",
+        Reason::TrustedNode | Reason::JudgedBefore | Reason::NotJudgedHere => "about other nodes",
         Reason::AllowedBy(_) => "allowed",
         Reason::IsolatedBy(_) => "isolated",
     }
