@@ -50,6 +50,8 @@ pub struct Touched {
     pub(crate) policies: BTreeSet<Arc<str>>,
     /// Addresses whose owner, or whose owner's labels or ports, may have changed.
     pub(crate) addresses: BTreeSet<IpAddr>,
+    /// Namespaces of these owners, before and after, and of pods that changed, wherever they are.
+    pub(crate) pods: BTreeSet<Arc<str>>,
     /// Whether the object of some node changed.
     pub(crate) node_objects: bool,
     /// Addresses that answer for other Services, or on other ports, than before.
@@ -78,6 +80,7 @@ impl Touched {
             && self.nodes.is_empty()
             && self.policies.is_empty()
             && self.addresses.is_empty()
+            && self.pods.is_empty()
             && !self.node_objects
             && self.endpoints.is_empty()
             && self.served.is_empty()
@@ -408,6 +411,7 @@ impl Cluster {
             return;
         }
         self.delete_pod(&pod.id, touched);
+        touched.pods.insert(pod.namespace.clone());
         let visible = pod.phase == Phase::Live && !pod.host_network;
         let kind = visible.then(|| self.classes.join(&pod));
         if visible {
@@ -435,6 +439,7 @@ impl Cluster {
         let Some(PodEntry { pod, kind }) = self.pods.remove(id) else {
             return;
         };
+        touched.pods.insert(pod.namespace.clone());
         if let Some(kind) = kind {
             self.classes.leave(kind, id);
             for address in &pod.addresses {
@@ -488,6 +493,7 @@ impl Cluster {
         self.touch_served(address, touched);
         let others = self.claims.get(&address).into_iter().flatten().filter_map(|(_, id)| self.pods.get(id));
         for PodEntry { pod, .. } in others {
+            touched.pods.insert(pod.namespace.clone());
             if let Some(node) = &pod.node {
                 touched.touch_pod(node, &pod.namespace);
             }

@@ -49,6 +49,7 @@ impl Share<'_> {
             let homes = cluster.served().addresses().filter_map(|address| cluster.home_of(address));
             namespaces.extend(homes.map(|(namespace, _)| namespace.clone()));
         }
+        namespaces.retain(|namespace| self.has_pods(cluster, namespace));
         namespaces
     }
 
@@ -59,7 +60,7 @@ impl Share<'_> {
             EnforceAt::Destination | EnforceAt::Entry => {
                 namespaces.extend(touched.nodes.get(self.node).into_iter().flatten().cloned());
             }
-            EnforceAt::Everywhere => namespaces.extend(touched.nodes.values().flatten().cloned()),
+            EnforceAt::Everywhere => namespaces.extend(touched.pods.iter().cloned()),
         }
         if self.at == EnforceAt::Entry {
             namespaces.extend(touched.served.iter().cloned());

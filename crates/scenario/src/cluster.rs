@@ -119,7 +119,7 @@ fn namespace(u: &mut Unstructured<'_>) -> Result<Namespace> {
     Ok(Namespace { name, labels })
 }
 
-fn node(u: &mut Unstructured<'_>) -> Result<Node> {
+pub(crate) fn node(u: &mut Unstructured<'_>) -> Result<Node> {
     let mut addresses = Vec::new();
     for _ in 0..u.int_in_range(0..=2)? {
         addresses.push(address(u, &NODE_ADDRESSES)?);

@@ -7,9 +7,11 @@
 mod cluster;
 mod flow;
 mod policy;
+mod service;
 
 pub use cluster::{cluster, object, pod_ranges};
 pub use flow::flows;
+pub use service::{service_object, with_services};
 
 use arbitrary::{Result, Unstructured};
 use ringfence_model::{Object, ObjectKey};
@@ -29,6 +31,22 @@ pub enum Event {
 /// # Errors
 /// When the bytes do not suffice, which `arbitrary` treats as the end of input.
 pub fn events(u: &mut Unstructured<'_>, most: usize) -> Result<Vec<Event>> {
+    events_of(u, most, object)
+}
+
+/// As [`events`], and with Services, their endpoints and tunnels of nodes.
+///
+/// # Errors
+/// When the bytes do not suffice, which `arbitrary` treats as the end of input.
+pub fn events_with_services(u: &mut Unstructured<'_>, most: usize) -> Result<Vec<Event>> {
+    events_of(u, most, |u| if u.ratio(1, 3)? { service_object(u) } else { object(u) })
+}
+
+fn events_of<'a>(
+    u: &mut Unstructured<'a>,
+    most: usize,
+    object: impl Fn(&mut Unstructured<'a>) -> Result<Object>,
+) -> Result<Vec<Event>> {
     let mut known: Vec<ObjectKey> = Vec::new();
     let mut events = Vec::new();
     for _ in 0..u.int_in_range(1..=most)? {

@@ -44,13 +44,39 @@ pub struct AclCompiler {
     fresh: bool,
 }
 
-/// What a namespace of the node's pods refers to. Policies elsewhere cannot select any of them.
+/// What a namespace of the pods that the node judges refers to. Policies elsewhere cannot select any of them.
 #[derive(Default)]
 struct Home {
+    pods: Pods,
     sets: BTreeSet<SetId>,
     judged: Sources,
     own: Sources,
     cluster: Sources,
+}
+
+/// Which pods there are in a namespace.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Pods {
+    /// Pods of the node.
+    own: bool,
+    /// Pods that the node judges when somebody connects to them.
+    judged: bool,
+}
+
+impl Pods {
+    fn of(share: Share<'_>, cluster: &Cluster, namespace: &Arc<str>) -> Pods {
+        Pods {
+            own: cluster.local_pods(share.node, namespace).next().is_some(),
+            judged: share.has_pods(cluster, namespace),
+        }
+    }
+
+    fn has(self, direction: Direction) -> bool {
+        match direction {
+            Direction::Ingress => self.judged,
+            Direction::Egress => self.own,
+        }
+    }
 }
 
 impl Compiler for AclCompiler {
@@ -91,8 +117,8 @@ impl Compiler for AclCompiler {
         let node = self.acl.node.clone();
         let outdated = self.outdated(cluster, touched, all);
         let mut released = Vec::new();
-        for (namespace, has_pods) in &outdated {
-            released.extend(self.compile_home(cluster, namespace, *has_pods));
+        for (namespace, pods) in &outdated {
+            released.extend(self.compile_home(cluster, namespace, *pods));
         }
         // Last: a set that one namespace gives up and another takes keeps its members.
         for id in released {
@@ -140,33 +166,34 @@ impl AclNamespace {
 }
 
 impl AclCompiler {
-    /// The namespaces that have to be compiled again, and whether each has pods on the node.
-    fn outdated(&self, cluster: &Cluster, touched: &Touched, all: bool) -> Vec<(Arc<str>, bool)> {
+    /// The namespaces that have to be compiled again.
+    fn outdated(&self, cluster: &Cluster, touched: &Touched, all: bool) -> Vec<(Arc<str>, Pods)> {
         let share = Share { node: &self.acl.node, at: self.reach.enforcement.at };
         if all {
-            return share.namespaces(cluster).into_iter().map(|namespace| (namespace, true)).collect();
+            let namespaces = share.namespaces(cluster).into_iter();
+            return namespaces.map(|namespace| (namespace.clone(), Pods::of(share, cluster, &namespace))).collect();
         }
         let mut outdated = Vec::new();
         for namespace in &share.touched(touched) {
-            let has_pods = share.has_pods(cluster, namespace);
-            if has_pods != self.homes.contains_key(namespace) {
-                outdated.push((namespace.clone(), has_pods));
+            let pods = Pods::of(share, cluster, namespace);
+            if pods != self.homes.get(namespace).map(|home| home.pods).unwrap_or_default() {
+                outdated.push((namespace.clone(), pods));
             }
         }
         for namespace in touched.policies.iter().filter(|namespace| self.homes.contains_key(*namespace)) {
             if !outdated.iter().any(|(known, _)| known == namespace) {
-                outdated.push((namespace.clone(), true));
+                outdated.push((namespace.clone(), Pods::of(share, cluster, namespace)));
             }
         }
         outdated
     }
 
     /// Reads the policies of one namespace. Returns the sets that it referred to before, to be released.
-    fn compile_home(&mut self, cluster: &Cluster, namespace: &Arc<str>, has_pods: bool) -> BTreeSet<SetId> {
+    fn compile_home(&mut self, cluster: &Cluster, namespace: &Arc<str>, pods: Pods) -> BTreeSet<SetId> {
         let mut described = Described::default();
         for direction in Direction::ALL {
             let before = self.acl.side(direction).get(namespace).cloned();
-            let after = if has_pods {
+            let after = if pods.has(direction) {
                 compile_namespace(cluster, namespace, direction, before.as_ref(), &mut described)
             } else {
                 None
@@ -188,7 +215,7 @@ impl AclCompiler {
         }
         let before = self.homes.remove(namespace).unwrap_or_default();
         let Described { sets, judged, own, cluster } = described;
-        let after = Home { sets: sets.keys().copied().collect(), judged, own, cluster };
+        let after = Home { pods, sets: sets.keys().copied().collect(), judged, own, cluster };
         for (id, set) in sets {
             let holders = self.holders.entry(id).or_default();
             if *holders == 0 {
@@ -199,7 +226,7 @@ impl AclCompiler {
         self.judged.describe(&after.judged, &before.judged);
         self.own.describe(&after.own, &before.own);
         self.cluster.describe(&after.cluster, &before.cluster);
-        if has_pods {
+        if pods != Pods::default() {
             self.homes.insert(namespace.clone(), after);
         }
         before.sets
