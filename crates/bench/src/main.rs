@@ -7,6 +7,7 @@ mod api;
 mod cluster;
 mod compile;
 mod during;
+mod entry;
 mod filter;
 mod growth;
 mod hot;
@@ -47,6 +48,8 @@ enum Part {
     Growth,
     /// Bytes and packets of open connections.
     Throughput,
+    /// First packets where entry nodes judge what comes for pods of other nodes.
+    Entry,
     /// What packets meet while rules are written.
     During,
     /// A cluster that never rests, with checks all along; only when asked for.
@@ -54,8 +57,8 @@ enum Part {
 }
 
 /// All of them, in the order in which they are measured.
-const PARTS: [&str; 10] =
-    ["compile", "programming", "hot", "node", "scale", "agent", "during", "latency", "growth", "throughput"];
+const PARTS: [&str; 11] =
+    ["compile", "programming", "hot", "node", "scale", "agent", "during", "latency", "growth", "throughput", "entry"];
 
 /// Measures packet filters in network namespaces of this process. Needs the nft command, for iptables its tools and ipset,
 /// and root for the largest sizes.
@@ -94,6 +97,9 @@ struct Args {
     /// For how long to send packets, for each filter and each kind of change.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     during_seconds: u64,
+    /// Size for entry: pods behind node ports.
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(20..=50_000))]
+    entry_backends: u32,
     /// Short rounds of throughput.
     #[arg(long, default_value_t = 100)]
     throughput_rounds: usize,
@@ -172,7 +178,8 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         let each = Duration::from_secs(args.during_seconds);
         during::measure(args.during_size, each, &filters, &mut report)?;
     }
-    let packets = asked(Part::Latency) || asked(Part::Growth) || asked(Part::Throughput);
+    let of_packets = [Part::Latency, Part::Growth, Part::Throughput, Part::Entry];
+    let packets = of_packets.into_iter().any(asked);
     if packets && filter::has_nft(&mut report, "all packets") {
         site::stay_on_one_processor()?;
         if asked(Part::Latency) {
@@ -185,6 +192,9 @@ fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         if asked(Part::Throughput) {
             let policies = [10, 1_000];
             throughput::measure(&policies, &filters, args.throughput_rounds, &mut report)?;
+        }
+        if asked(Part::Entry) {
+            entry::measure(args.entry_backends, &filters, args.rounds, args.flows, &mut report)?;
         }
     }
     report.print();

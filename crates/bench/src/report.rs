@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::agent::{self, Figures};
 use crate::compile::{self, Costs};
 use crate::during::{self, During};
+use crate::entry::{self, Entry};
 use crate::filter::Sample;
 use crate::growth;
 use crate::hot::{self, Hot};
@@ -26,6 +27,7 @@ pub(crate) struct Report {
     pub(crate) nodes: Vec<NodeCosts>,
     pub(crate) hot: Vec<Hot>,
     pub(crate) throughput: Vec<Throughput>,
+    pub(crate) entry: Vec<Entry>,
     pub(crate) during: Vec<During>,
     /// The cluster of `scale`, in words.
     scale_of: String,
@@ -152,6 +154,9 @@ impl Report {
         }
         if !self.throughput.is_empty() {
             print_tables(throughput::tables(&self.throughput));
+        }
+        if !self.entry.is_empty() {
+            print_tables(entry::tables(&self.entry));
         }
         if !self.during.is_empty() {
             print_tables(during::tables(&self.during));

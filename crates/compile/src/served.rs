@@ -50,20 +50,20 @@ impl Served {
     pub(crate) fn apply_service(&mut self, service: &Service) -> Vec<IpAddr> {
         let by_port = matches!(service.kind, ServiceKind::NodePort | ServiceKind::LoadBalancer);
         let exposed = by_port || !service.external_addresses.is_empty();
-        self.expose((service.namespace.clone(), service.name.clone()), exposed)
+        self.expose(&(service.namespace.clone(), service.name.clone()), exposed)
     }
 
     /// Forgets a Service.
     pub(crate) fn delete_service(&mut self, namespace: &Arc<str>, name: &Arc<str>) -> Vec<IpAddr> {
-        self.expose((namespace.clone(), name.clone()), false)
+        self.expose(&(namespace.clone(), name.clone()), false)
     }
 
-    fn expose(&mut self, service: Name, exposed: bool) -> Vec<IpAddr> {
-        let news = if exposed { self.exposed.insert(service.clone()) } else { self.exposed.remove(&service) };
+    fn expose(&mut self, service: &Name, exposed: bool) -> Vec<IpAddr> {
+        let news = if exposed { self.exposed.insert(service.clone()) } else { self.exposed.remove(service) };
         if !news {
             return Vec::new();
         }
-        let slices = self.by_service.get(&service).into_iter().flatten();
+        let slices = self.by_service.get(service).into_iter().flatten();
         let slices: Vec<Name> = slices.map(|slice| (service.0.clone(), slice.clone())).collect();
         slices.iter().flat_map(|slice| self.count(slice, exposed)).collect()
     }

@@ -148,10 +148,6 @@ fn check<C: Compiler<Output: Demand>>(objects: &[Object], flows: &[Flow], seen: 
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(
-        std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(200)
-    ))]
-
     #[test]
     fn every_node_says_what_the_oracle_says(seed in any::<u64>()) {
         let bytes = bytes(seed, 20_000);
@@ -230,8 +226,7 @@ fn every_mode_is_met() {
     }
 }
 
-/// Where every connection is judged by the nodes it passes, it passes exactly if its true ends' policies allow it, however
-/// often it is masqueraded on its way; and with less it never passes because of that alone.
+/// Where every node judges, a connection that the node before the pod's has masqueraded passes only if its true source may.
 #[test]
 fn a_masqueraded_connection_is_judged_by_its_true_source() {
     let mut met = [0, 0];
