@@ -213,7 +213,7 @@ pub(crate) fn run(options: &Options, report: &mut Report) -> Result<(), Failure>
         random: fastrand::Rng::with_seed(options.soak_seed),
         counts: Counts::default(),
     };
-    churn.crowd.enter(&mut churn.present)?;
+    churn.crowd.enter(&mut churn.present, &mut churn.random)?;
     churn.cast.enter(&mut churn.present, &mut churn.random)?;
     let name = if options.soak_sabotage == Some(Sabotage::WrongNode) { field::LAB_NODE } else { OUR_NODE };
     let mut agent = AgentProcess::start_as(name, field.node()?, &server.kubeconfig(), options.soak_filter)?;

@@ -1,11 +1,12 @@
 //! The rest of the cluster, as large clusters are mixed, and what happens to its pods and policies.
 //!
-//! As many pods come as go, on our node and elsewhere, so that the cluster keeps its size.
+//! As many pods come as go, on our node and elsewhere, and labels and policies begin as mixed as changes leave them, so that
+//! the cluster keeps its size: of pods, of different labels, of rules.
 
 use std::net::IpAddr;
 
 use ringfence_k8s::api::Kind;
-use ringfence_model::{Object, Phase, Pod, Policy};
+use ringfence_model::{Labels, Object, Phase, Pod, Policy};
 
 use super::Failure;
 use super::present::Present;
@@ -49,7 +50,7 @@ impl Crowd {
         Crowd { mix, sides: [side(spares, local), side(others, pods - local)], left: Vec::new(), away: Vec::new() }
     }
 
-    pub(super) fn enter(&mut self, present: &mut Present<'_>) -> Result<(), Failure> {
+    pub(super) fn enter(&mut self, present: &mut Present<'_>, random: &mut fastrand::Rng) -> Result<(), Failure> {
         for object in self.mix.objects() {
             // The pods of the mix proper are written below, under their numbers.
             let is_numbered = matches!(&object, Object::Pod(pod) if pod.namespace.starts_with("namespace-"));
@@ -57,8 +58,11 @@ impl Crowd {
                 present.apply(&object)?;
             }
         }
+        for number in 0..self.mix.policies {
+            present.apply(&Object::Policy(self.changed_policy(number, random)))?;
+        }
         for number in 0..self.mix.pods {
-            let pod = self.mix.pod(number, 0);
+            let pod = self.mix.pod(number, random.u32(..10));
             present.apply(&Object::Pod(pod.clone()))?;
             self.sides[usize::from(number >= self.mix.local_pods)].pods.push((number, pod));
         }
@@ -87,8 +91,10 @@ impl Crowd {
                 }
             }
             50..80 => {
-                let (number, pod) = &mut side.pods[chosen];
-                pod.labels = self.mix.pod(*number, random.u32(..10)).labels;
+                let number = side.pods[chosen].0;
+                let labels = self.changed_labels(number, random);
+                let pod = &mut self.sides[usize::from(!ours)].pods[chosen].1;
+                pod.labels = labels;
                 Some(pod.clone())
             }
             80..95 => {
@@ -136,7 +142,17 @@ impl Crowd {
         let back = (!self.away.is_empty() && random.bool()).then(|| self.away.swap_remove(0));
         let number = back.unwrap_or(number);
         self.away.retain(|away| *away != number);
-        present.apply(&Object::Policy(self.mix.policy(number, random.u32(..5))))
+        present.apply(&Object::Policy(self.changed_policy(number, random)))
+    }
+
+    /// What a pod's labels change to.
+    fn changed_labels(&self, number: u32, random: &mut fastrand::Rng) -> Labels {
+        self.mix.pod(number, random.u32(..10)).labels
+    }
+
+    /// What a policy changes to.
+    fn changed_policy(&self, number: u32, random: &mut fastrand::Rng) -> Policy {
+        self.mix.policy(number, random.u32(..5))
     }
 
     /// A policy as it was in the beginning.
