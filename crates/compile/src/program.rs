@@ -170,7 +170,8 @@ impl Program {
         if subject == peer && !unknown {
             return yes(Because::SameAddress);
         }
-        if self.node_addresses.contains(&peer) && self.reach.is_local(subject) {
+        // What is in a guarded range is the node's own, known or not.
+        if self.node_addresses.contains(&peer) && (unknown || self.reach.is_local(subject)) {
             return yes(Because::OwnNode);
         }
         if unknown {

@@ -268,6 +268,87 @@ pub const SEQUENCES: &[(&str, &str)] = &[
         ---",
     ),
     (
+        "other nodes are believed about endpoints, which come and go, as the nodes do",
+        "judges-others
+        believes endpoints
+        ---
+        judges-others
+        believes endpoints
+        local 10.0.0.1
+        other-node 192.0.2.2
+        endpoint 10.0.0.1 TCP/80
+        ingress pod 10.9.0.7 default/web-7
+        ---
+        judges-others
+        believes endpoints
+        local 10.0.0.1
+        local fd00::1
+        other-node 192.0.2.3
+        other-node 2001:db8::2
+        endpoint 10.0.0.1 UDP/80
+        endpoint fd00::1 SCTP/65535
+        ingress pod 10.9.0.7 default/web-7
+        ---
+        judges-others
+        believes endpoints
+        local fd00::1
+        other-node 192.0.2.3
+        endpoint 10.0.0.1 UDP/80
+        endpoint fd00::1 SCTP/65535
+        ingress pod 10.9.0.7 default/web-7
+        ---",
+    ),
+    (
+        "other nodes are believed about all local pods, then about everything, then about nothing",
+        "judges-others
+        believes local-pods
+        local 10.0.0.1
+        other-node 192.0.2.2
+        guard 10.0.0.0/24
+        known 10.0.0.1
+        ingress pod 10.0.0.1 default/web-0
+        ---
+        judges-others
+        believes everything
+        local 10.0.0.1
+        other-node 192.0.2.2
+        guard 10.0.0.0/24
+        known 10.0.0.1
+        ingress pod 10.0.0.1 default/web-0
+        ---
+        judges-others
+        local 10.0.0.1
+        guard 10.0.0.0/24
+        known 10.0.0.1
+        ingress pod 10.0.0.1 default/web-0
+        ---
+        believes everything
+        other-node 192.0.2.2
+        ---
+        believes everything
+        other-node 192.0.2.2
+        other-node fd00:a::2",
+    ),
+    (
+        "sources are kept towards networks that come and go",
+        "local 10.0.0.1
+        unmasqueraded 10.128.0.0/9
+        ---
+        local 10.0.0.1
+        local fd00::1
+        unmasqueraded 10.128.0.0/10
+        unmasqueraded 10.192.0.0/10
+        unmasqueraded fd00:8::/32
+        ---
+        unmasqueraded ::/0
+        ---
+        ingress pod 10.0.0.1 default/web-0
+        ---
+        local 10.0.0.1
+        unmasqueraded 0.0.0.0/0
+        ingress pod 10.0.0.1 default/web-0",
+    ),
+    (
         "a pod and its block pass different gates",
         "ingress pod 10.0.0.1 default/web-0
         ingress port 10.0.0.1 TCP/80 1

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet, ordset};
 use ipnet::IpNet;
-use ringfence_compile::{ClassId, Gate, GateId, NodeCompiler, Program, Side, Subject};
-use ringfence_model::Direction;
+use ringfence_compile::{Believed, ClassId, Gate, GateId, NodeCompiler, Program, Reach, Side, Subject};
+use ringfence_model::{Direction, Protocol};
 
 use crate::backend::Demand;
 
@@ -49,6 +49,31 @@ pub struct SideDiff {
     pub peers: MapDiff<IpAddr, ClassId>,
 }
 
+/// What differs between two programs in what they have to do with connections beyond those of the node's own pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReachDiff {
+    /// Whether pods of other nodes are judged, if that is another answer now.
+    pub judges_others: Option<bool>,
+    /// Whom the node believes, without endpoints, if that is another choice now.
+    pub believed: Option<Believed>,
+    /// Addresses of the node's own pods that are new.
+    pub local_added: Vec<IpAddr>,
+    /// Those that are not there any more.
+    pub local_removed: Vec<IpAddr>,
+    /// Addresses that other nodes have gained.
+    pub nodes_added: Vec<IpAddr>,
+    /// Those that they have lost.
+    pub nodes_removed: Vec<IpAddr>,
+    /// Endpoints to which other nodes are believed now.
+    pub endpoints_added: Vec<(IpAddr, Protocol, u16)>,
+    /// Those to which they are not any more.
+    pub endpoints_removed: Vec<(IpAddr, Protocol, u16)>,
+    /// Networks towards which sources are kept now.
+    pub kept_added: Vec<IpNet>,
+    /// Those towards which they are not any more.
+    pub kept_removed: Vec<IpNet>,
+}
+
 /// What differs between two programs. The generation number does not count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProgramDiff {
@@ -68,6 +93,8 @@ pub struct ProgramDiff {
     pub known_added: Vec<IpAddr>,
     /// Addresses in guarded ranges that are not known any more, or whose range is not guarded.
     pub known_removed: Vec<IpAddr>,
+    /// What it has to do with connections beyond those of its own pods.
+    pub reach: ReachDiff,
 }
 
 impl<K, V> Default for MapDiff<K, V> {
@@ -131,12 +158,64 @@ impl SideDiff {
     }
 }
 
+impl ReachDiff {
+    /// From `from` to `to`.
+    pub fn between(from: &Reach, to: &Reach) -> ReachDiff {
+        let none = OrdSet::new();
+        let (old_choice, old_endpoints) = choice(&from.believed, &none);
+        let (new_choice, new_endpoints) = choice(&to.believed, &none);
+        let (local_added, local_removed) = of_shared_sets(&from.local, &to.local);
+        let (nodes_added, nodes_removed) = of_shared_sets(&from.nodes, &to.nodes);
+        let (endpoints_added, endpoints_removed) = of_shared_sets(old_endpoints, new_endpoints);
+        ReachDiff {
+            judges_others: (from.judges_others != to.judges_others).then_some(to.judges_others),
+            believed: (old_choice != new_choice).then_some(new_choice),
+            local_added,
+            local_removed,
+            nodes_added,
+            nodes_removed,
+            endpoints_added,
+            endpoints_removed,
+            kept_added: without(&to.unmasqueraded, &from.unmasqueraded),
+            kept_removed: without(&from.unmasqueraded, &to.unmasqueraded),
+        }
+    }
+
+    /// Whether both are the same.
+    pub fn is_empty(&self) -> bool {
+        self.judges_others.is_none()
+            && self.believed.is_none()
+            && self.counts().into_iter().all(|(_, added, removed)| added + removed == 0)
+    }
+
+    fn counts(&self) -> [(&'static str, usize, usize); 4] {
+        [
+            ("local pods", self.local_added.len(), self.local_removed.len()),
+            ("other nodes", self.nodes_added.len(), self.nodes_removed.len()),
+            ("endpoints", self.endpoints_added.len(), self.endpoints_removed.len()),
+            ("kept networks", self.kept_added.len(), self.kept_removed.len()),
+        ]
+    }
+}
+
+/// A set of endpoints.
+type Endpoints = OrdSet<(IpAddr, Protocol, u16)>;
+
+/// What is believed, without endpoints, and these.
+fn choice<'a>(believed: &'a Believed, none: &'a Endpoints) -> (Believed, &'a Endpoints) {
+    match believed {
+        Believed::Endpoints(endpoints) => (Believed::Endpoints(OrdSet::new()), endpoints),
+        other => (other.clone(), none),
+    }
+}
+
+fn without(some: &[IpNet], others: &[IpNet]) -> Vec<IpNet> {
+    some.iter().filter(|range| !others.contains(range)).copied().collect()
+}
+
 impl ProgramDiff {
     /// From `from` to `to`.
     pub fn between(from: &Program, to: &Program) -> ProgramDiff {
-        let without = |some: &[IpNet], others: &[IpNet]| -> Vec<IpNet> {
-            some.iter().filter(|range| !others.contains(range)).copied().collect()
-        };
         let (old, new) = (from.guard.ranges(), to.guard.ranges());
         let (known_added, known_removed) = of_shared_sets(from.guard.known(), to.guard.known());
         ProgramDiff {
@@ -148,6 +227,7 @@ impl ProgramDiff {
             ranges_removed: without(old, new),
             known_added,
             known_removed,
+            reach: ReachDiff::between(&from.reach, &to.reach),
         }
     }
 
@@ -169,6 +249,7 @@ impl ProgramDiff {
             && self.ranges_removed.is_empty()
             && self.known_added.is_empty()
             && self.known_removed.is_empty()
+            && self.reach.is_empty()
     }
 }
 
@@ -211,6 +292,11 @@ impl fmt::Display for ProgramDiff {
         count(f, "node addresses", self.node_addresses_added.len(), 0, self.node_addresses_removed.len())?;
         count(f, "guarded ranges", self.ranges_added.len(), 0, self.ranges_removed.len())?;
         count(f, "known addresses", self.known_added.len(), 0, self.known_removed.len())?;
+        let reach = &self.reach;
+        count(f, "whom to judge or believe", 0, usize::from(reach.judges_others.is_some() || reach.believed.is_some()), 0)?;
+        for (what, added, removed) in reach.counts() {
+            count(f, what, added, 0, removed)?;
+        }
         if self.is_empty() { f.write_str("no difference") } else { Ok(()) }
     }
 }

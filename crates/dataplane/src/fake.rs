@@ -7,11 +7,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use ringfence_compile::{Admission, ClassId, Gate, GateId, Guard, Program, Reach, Side, Subject};
-use ringfence_model::Direction;
+use ringfence_compile::{Admission, Believed, ClassId, Gate, GateId, Guard, Program, Reach, Side, Subject};
+use ringfence_model::{Direction, Protocol};
 
 use crate::backend::{Applied, ApplyError, Backend};
-use crate::diff::{MapDiff, ProgramDiff, SideDiff};
+use crate::diff::{MapDiff, ProgramDiff, ReachDiff, SideDiff};
 use crate::notation;
 
 /// A transaction that took effect.
@@ -47,7 +47,23 @@ struct Enforced {
     egress: Tables,
     ranges: BTreeSet<IpNet>,
     known: BTreeSet<IpAddr>,
+    reach: Sets,
 }
+
+/// A [`Reach`], as the fake keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sets {
+    judges_others: bool,
+    /// Without endpoints.
+    believed: Believed,
+    local: BTreeSet<IpAddr>,
+    nodes: BTreeSet<IpAddr>,
+    endpoints: BTreeSet<Endpoint>,
+    kept: BTreeSet<IpNet>,
+}
+
+/// Address, protocol and port.
+type Endpoint = (IpAddr, Protocol, u16);
 
 /// The fake.
 #[derive(Debug, Default)]
@@ -143,7 +159,8 @@ impl Backend for FakeBackend {
     fn replace(&mut self, program: &Program) -> Result<Applied, ApplyError> {
         let enforced = Enforced::of(program);
         enforced.check().map_err(refused)?;
-        let elements_added = enforced.ingress.len() + enforced.egress.len() + enforced.known.len();
+        let elements_added =
+            enforced.ingress.len() + enforced.egress.len() + enforced.known.len() + enforced.reach.len();
         let applied = Applied { elements_added, messages: 1, ..Applied::default() };
         self.commit(Some(enforced), Transaction::Replace(Box::new(program.clone())), applied)
     }
@@ -162,6 +179,7 @@ impl Backend for FakeBackend {
         write_set(&mut enforced.known, (&diff.known_removed, &diff.known_added)).map_err(refused)?;
         applied.elements_removed += diff.known_removed.len();
         applied.elements_added += diff.known_added.len();
+        enforced.reach.apply(&diff.reach, &mut applied).map_err(refused)?;
         enforced.check().map_err(refused)?;
         self.commit(Some(enforced), Transaction::Update(Box::new(diff.clone())), applied)
     }
@@ -180,6 +198,7 @@ impl Enforced {
             egress: Tables::of(&program.egress),
             ranges: program.guard.ranges().iter().copied().collect(),
             known: program.guard.known().iter().copied().collect(),
+            reach: Sets::of(&program.reach),
         }
     }
 
@@ -191,7 +210,7 @@ impl Enforced {
             ingress: self.ingress.to_side(),
             egress: self.egress.to_side(),
             guard: Guard::new(&Vec::from_iter(self.ranges.iter().copied()), self.known.iter().copied()),
-            reach: Reach::default(),
+            reach: self.reach.to_reach(),
         }
     }
 
@@ -205,6 +224,55 @@ impl Enforced {
     fn check(&self) -> Result<(), Refusal> {
         self.ingress.check()?;
         self.egress.check()
+    }
+}
+
+impl Sets {
+    fn of(reach: &Reach) -> Sets {
+        let (believed, endpoints) = match &reach.believed {
+            Believed::Endpoints(endpoints) => (Believed::Endpoints(Default::default()), endpoints.clone()),
+            other => (other.clone(), Default::default()),
+        };
+        Sets {
+            judges_others: reach.judges_others,
+            believed,
+            local: reach.local.iter().copied().collect(),
+            nodes: reach.nodes.iter().copied().collect(),
+            endpoints: endpoints.into_iter().collect(),
+            kept: reach.unmasqueraded.iter().copied().collect(),
+        }
+    }
+
+    fn to_reach(&self) -> Reach {
+        Reach {
+            judges_others: self.judges_others,
+            local: self.local.iter().copied().collect(),
+            nodes: self.nodes.iter().copied().collect(),
+            believed: match &self.believed {
+                Believed::Endpoints(_) => Believed::Endpoints(self.endpoints.iter().copied().collect()),
+                other => other.clone(),
+            },
+            unmasqueraded: self.kept.iter().copied().collect(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.local.len() + self.nodes.len() + self.endpoints.len() + self.kept.len()
+    }
+
+    fn apply(&mut self, diff: &ReachDiff, applied: &mut Applied) -> Result<(), Refusal> {
+        let before = self.len();
+        write_set(&mut self.local, (&diff.local_removed, &diff.local_added))?;
+        write_set(&mut self.nodes, (&diff.nodes_removed, &diff.nodes_added))?;
+        write_set(&mut self.endpoints, (&diff.endpoints_removed, &diff.endpoints_added))?;
+        write_set(&mut self.kept, (&diff.kept_removed, &diff.kept_added))?;
+        self.judges_others = diff.judges_others.unwrap_or(self.judges_others);
+        self.believed = diff.believed.clone().unwrap_or_else(|| self.believed.clone());
+        let added =
+            diff.local_added.len() + diff.nodes_added.len() + diff.endpoints_added.len() + diff.kept_added.len();
+        applied.elements_added += added;
+        applied.elements_removed += before + added - self.len();
+        Ok(())
     }
 }
 
@@ -282,15 +350,15 @@ fn write<K: Ord + Clone + fmt::Debug, V: PartialEq + Clone>(
 }
 
 /// The same for what is either there or not.
-fn write_set<T: Ord + Copy + fmt::Display>(
+fn write_set<T: Ord + Copy + fmt::Debug>(
     set: &mut BTreeSet<T>,
     (removed, added): (&[T], &[T]),
 ) -> Result<(), Refusal> {
     if let Some(item) = removed.iter().find(|item| !set.remove(item)) {
-        return Err(missing(item));
+        return Err(missing(format_args!("{item:?}")));
     }
     match added.iter().find(|item| !set.insert(**item)) {
-        Some(item) => Err(present(item)),
+        Some(item) => Err(present(format_args!("{item:?}"))),
         None => Ok(()),
     }
 }

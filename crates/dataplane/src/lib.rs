@@ -23,7 +23,7 @@ mod reconcile;
 
 pub use backend::{Applied, ApplyError, Backend, Demand, Drift, Remark};
 pub use clear::{Cleared, PacketFilter, clear_all_but};
-pub use diff::{MapDiff, ProgramDiff, SideDiff};
+pub use diff::{MapDiff, ProgramDiff, ReachDiff, SideDiff};
 pub use iptables::{AclDiff, IptablesBackend, IptablesOptions};
 pub use nft::{DenyAction, NftBackend, NftOptions};
 pub use reconcile::{Outcome, Reconciler};

@@ -4,6 +4,12 @@
 //! node-address 192.0.2.1
 //! guard 10.0.0.0/24
 //! known 10.0.0.1
+//! judges-others
+//! believes endpoints
+//! local 10.0.0.1
+//! other-node 192.0.2.2
+//! endpoint 10.0.0.1 TCP/80
+//! unmasqueraded 10.128.0.0/9
 //! ingress pod 10.0.0.1 default/web-0
 //! ingress port 10.0.0.1 TCP/80 1f
 //! ingress port 10.0.0.1 UDP/1000-2000 anyone
@@ -15,7 +21,8 @@
 //! ```
 //!
 //! Names of gates and classes are hexadecimal. What follows a gate's flags is its origin. A pod comes before its ports, a
-//! gate before its blocks, a guarded range before what is known in it.
+//! gate before its blocks, a guarded range before what is known in it. Other nodes are believed about `endpoints`, which
+//! comes before these, about `local-pods` or about `everything`.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -23,7 +30,9 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use ringfence_compile::{Admission, ClassId, Gate, GateId, Guard, PortTable, Program, ProtocolRange, Side, Subject};
+use ringfence_compile::{
+    Admission, Believed, ClassId, Gate, GateId, Guard, PortTable, Program, ProtocolRange, Reach, Side, Subject,
+};
 use ringfence_model::{AddressRange, Direction, PortRange, Protocol};
 
 /// A line that says nothing.
@@ -48,6 +57,7 @@ pub fn print(program: &Program) -> String {
     for address in program.guard.known() {
         line(&mut lines, format_args!("known {address}"));
     }
+    print_reach(&mut lines, &program.reach);
     for direction in Direction::ALL {
         let side = program.side(direction);
         for (address, subject) in &side.subjects {
@@ -78,6 +88,32 @@ pub fn print(program: &Program) -> String {
     lines
 }
 
+fn print_reach(lines: &mut String, reach: &Reach) {
+    if reach.judges_others {
+        line(lines, format_args!("judges-others"));
+    }
+    match &reach.believed {
+        Believed::Nothing => {}
+        Believed::Endpoints(_) => line(lines, format_args!("believes endpoints")),
+        Believed::LocalPods => line(lines, format_args!("believes local-pods")),
+        Believed::Everything => line(lines, format_args!("believes everything")),
+    }
+    for address in &reach.local {
+        line(lines, format_args!("local {address}"));
+    }
+    for address in &reach.nodes {
+        line(lines, format_args!("other-node {address}"));
+    }
+    if let Believed::Endpoints(endpoints) = &reach.believed {
+        for (address, protocol, port) in endpoints {
+            line(lines, format_args!("endpoint {address} {}/{port}", protocol.as_str()));
+        }
+    }
+    for network in reach.unmasqueraded.iter() {
+        line(lines, format_args!("unmasqueraded {network}"));
+    }
+}
+
 fn shown(admission: Admission) -> String {
     match admission {
         Admission::Anyone => "anyone".to_owned(),
@@ -106,8 +142,11 @@ pub fn parse(node: &str, text: &str) -> Result<Program, NotationError> {
 }
 
 fn entry(program: &mut Program, line: &str) -> Option<()> {
-    let (first, rest) = line.split_once(' ')?;
+    let (first, rest) = line.split_once(' ').unwrap_or((line, ""));
     let side = match first {
+        "judges-others" | "believes" | "local" | "other-node" | "endpoint" | "unmasqueraded" => {
+            return reach(&mut program.reach, first, rest);
+        }
         "node-address" => {
             program.node_addresses.insert(rest.parse().ok()?);
             return Some(());
@@ -166,6 +205,41 @@ fn entry(program: &mut Program, line: &str) -> Option<()> {
     Some(())
 }
 
+fn reach(reach: &mut Reach, what: &str, rest: &str) -> Option<()> {
+    match what {
+        "judges-others" if rest.is_empty() => reach.judges_others = true,
+        "believes" => {
+            reach.believed = match rest {
+                "endpoints" => Believed::Endpoints(Default::default()),
+                "local-pods" => Believed::LocalPods,
+                "everything" => Believed::Everything,
+                _ => return None,
+            };
+        }
+        "local" => {
+            reach.local.insert(rest.parse().ok()?);
+        }
+        "other-node" => {
+            reach.nodes.insert(rest.parse().ok()?);
+        }
+        "endpoint" => {
+            let (address, port) = rest.split_once(' ')?;
+            let ProtocolRange { protocol, ports } = protocol_range(port)?;
+            let Believed::Endpoints(endpoints) = &mut reach.believed else { return None };
+            if ports.first != ports.last {
+                return None;
+            }
+            endpoints.insert((address.parse().ok()?, protocol, ports.first));
+        }
+        "unmasqueraded" => {
+            let network = rest.parse().ok()?;
+            reach.unmasqueraded = reach.unmasqueraded.iter().copied().chain([network]).collect();
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
 fn port(side: &mut Side, address: IpAddr, rest: &str) -> Option<()> {
     let (ports, admission) = rest.split_once(' ')?;
     let admission = match admission {
@@ -216,6 +290,15 @@ mod tests {
             guard 10.0.0.0/24\n\
             guard fd00::/64\n\
             known 10.0.0.1\n\
+            judges-others\n\
+            believes endpoints\n\
+            local 10.0.0.1\n\
+            other-node 192.0.2.2\n\
+            other-node 2001:db8::2\n\
+            endpoint 10.0.0.1 TCP/80\n\
+            endpoint fd00::1 SCTP/65535\n\
+            unmasqueraded 10.128.0.0/9\n\
+            unmasqueraded fd00:8::/32\n\
             ingress pod 10.0.0.1 default/web-0\n\
             ingress port 10.0.0.1 TCP/80 1f\n\
             ingress port 10.0.0.1 UDP/1000-2000 anyone\n\
@@ -229,10 +312,24 @@ mod tests {
     }
 
     #[test]
+    fn all_beliefs_are_printed() {
+        for belief in ["believes local-pods\n", "believes everything\n", "believes endpoints\n", ""] {
+            assert_eq!(print(&parse("node", belief).unwrap()), belief);
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused_with_its_line() {
         for line in [
             "guard 10.0.0.1-10.0.0.2",
             "known 10.0.0.1",
+            "judges-others 10.0.0.1",
+            "believes",
+            "believes nothing",
+            "local web",
+            "other-node",
+            "endpoint 10.0.0.1 TCP/80",
+            "unmasqueraded 10.0.0.1",
             "ingress",
             "ingress pod",
             "ingress port 10.0.0.1 TCP/80 1",

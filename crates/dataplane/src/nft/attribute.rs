@@ -136,6 +136,8 @@ numbers! {
     ct { DREG = 1, KEY = 2 }
     /// `enum nft_fib_attributes`.
     fib { DREG = 1, RESULT = 2, FLAGS = 3 }
+    /// `enum nft_nat_attributes`.
+    nat { TYPE = 1, FAMILY = 2, REG_ADDR_MIN = 3, REG_ADDR_MAX = 4, FLAGS = 7 }
     /// `enum nft_counter_attributes`.
     counter { BYTES = 1, PACKETS = 2 }
     /// `enum nft_reject_attributes`.

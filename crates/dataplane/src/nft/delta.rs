@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ringfence_compile::{ClassId, GateId, Program, Side};
+use ringfence_compile::{Believed, ClassId, GateId, Program, Reach, Side};
 use ringfence_model::{Direction, Family};
 
 use super::layout::{
     Layout, block_elements, differing_elements, every_packet, gate_sets, itself, known, member, subject_elements,
 };
 use super::name::{ChainName, SetName};
+use super::reach;
 use super::ruleset::Element;
 use super::transaction::Op;
-use crate::diff::{ProgramDiff, SideDiff};
+use crate::diff::{ProgramDiff, ReachDiff, SideDiff};
 
 /// Elements to delete from and to add to one set.
 #[derive(Debug, Default)]
@@ -28,8 +29,10 @@ struct Changes(BTreeMap<SetName, SetChange>);
 /// Whether a packet that is judged while the change takes effect could pass although neither program allows it, because
 /// it meets one part of the old program and another one of the new.
 ///
-/// It reads each set once, that of known addresses once for each direction. So nothing can go wrong while rights are only added or only taken away, nor if all that
-/// changes is who passes which gate in one direction.
+/// It reads each set once, that of known addresses once for each direction. So nothing can go wrong while rights are only
+/// added or only taken away, nor if all that changes is one of these: who passes which gate in one direction, who is a node,
+/// who is local, where others have judged. (Where all nodes are trusted, both ends are looked up among them. Either look-up
+/// alone says yes.)
 pub(super) fn needs_new_epoch(from: &Program, to: &Program, diff: &ProgramDiff) -> bool {
     let (mut adds, mut takes, mut other, mut directions) = (false, false, false, 0);
     for direction in Direction::ALL {
@@ -48,14 +51,34 @@ pub(super) fn needs_new_epoch(from: &Program, to: &Program, diff: &ProgramDiff) 
         // A known address can be either end.
         directions = Direction::ALL.len();
     }
+    other |= diff.reach.judges_others.is_some() || diff.reach.believed.is_some();
+    let decides = |reach: &Reach| reach.judges_others || reach.believed == Believed::LocalPods;
+    let local = decides(&from.reach) || decides(&to.reach);
+    let ReachDiff { nodes_added, nodes_removed, endpoints_added, endpoints_removed, .. } = &diff.reach;
+    let parts = [
+        (!nodes_added.is_empty(), !nodes_removed.is_empty()),
+        (!endpoints_added.is_empty(), !endpoints_removed.is_empty()),
+        (local && !diff.reach.local_added.is_empty(), local && !diff.reach.local_removed.is_empty()),
+    ];
+    for (more, less) in parts {
+        adds |= more;
+        takes |= less;
+        directions += usize::from(more || less);
+    }
     other || (adds && takes && directions > 1)
 }
 
-/// Whether chains other than those of gates may differ, within an epoch: which maps and ranges they ask. As things are, other
-/// subjects and ranges bring a new epoch, so this only guards against a change of that.
+/// Whether chains other than those of gates may differ, within an epoch: which maps and ranges they ask. As things are, of
+/// these only the networks towards which sources are kept bring no new epoch; for the others this guards against a change
+/// of that.
 fn differs_at_large(diff: &ProgramDiff) -> bool {
     let has_other_subjects = Direction::ALL.into_iter().any(|direction| !diff.side(direction).subjects.is_empty());
-    has_other_subjects || !diff.ranges_added.is_empty() || !diff.ranges_removed.is_empty()
+    let ReachDiff { judges_others, believed, kept_added, kept_removed, .. } = &diff.reach;
+    has_other_subjects
+        || !(diff.ranges_added.is_empty() && diff.ranges_removed.is_empty())
+        || judges_others.is_some()
+        || believed.is_some()
+        || !(kept_added.is_empty() && kept_removed.is_empty())
 }
 
 /// For each peer that changes, the gates it passed, those it passes now, and its address.
@@ -89,12 +112,14 @@ pub(super) fn update(from: Layout<'_>, to: Layout<'_>, diff: &ProgramDiff, renew
     } else {
         debug_assert!(to.fixed_chains().into_iter().all(|chain| from.rules(chain) == to.rules(chain)));
     }
-    let mut ops = Vec::new();
-    let mut dead_chains = Vec::new();
+    let (before, after) = (from.fixed_chains(), to.fixed_chains());
+    let mut ops: Vec<Op> =
+        after.iter().filter(|chain| !before.contains(chain)).map(|chain| Op::new_chain(*chain)).collect();
+    let mut dead_chains = before;
+    dead_chains.retain(|chain| !after.contains(chain));
     for direction in Direction::ALL {
         let side = diff.side(direction);
         changes.side(direction, side, from.program.side(direction), to.program.side(direction));
-        changes.themselves(side, from.program, to.program);
         for (id, _) in &side.gates.added {
             ops.push(Op::AddChain(ChainName::Gate(direction, *id)));
             chains.insert(ChainName::Gate(direction, *id));
@@ -103,7 +128,9 @@ pub(super) fn update(from: Layout<'_>, to: Layout<'_>, diff: &ProgramDiff, renew
         dead_chains.extend(side.gates.removed.iter().map(|(id, _)| ChainName::Gate(direction, *id)));
     }
 
+    changes.themselves(diff, from.program, to.program);
     changes.known(diff);
+    changes.reach(&diff.reach);
     if renew_rules {
         for direction in Direction::ALL {
             let gates = to.program.side(direction).gates.keys();
@@ -125,8 +152,10 @@ pub(super) fn update(from: Layout<'_>, to: Layout<'_>, diff: &ProgramDiff, renew
             (true, false) => dead_sets.push(set),
             (false, true) => {
                 ops.push(Op::AddSet(set));
-                if !change.added.is_empty() {
-                    ops.push(Op::AddElements(set, change.added));
+                // What is asked for only now may be known for longer.
+                let elements = reach::elements(&to.program.reach, set).unwrap_or(change.added);
+                if !elements.is_empty() {
+                    ops.push(Op::AddElements(set, elements));
                 }
             }
             (true, true) => {
@@ -195,19 +224,54 @@ impl Changes {
     }
 
     /// Subjects of whichever direction that come or go.
-    fn themselves(&mut self, diff: &SideDiff, from: &Program, to: &Program) {
+    fn themselves(&mut self, diff: &ProgramDiff, from: &Program, to: &Program) {
         let is_subject = |program: &Program, address: &IpAddr| {
             Direction::ALL.into_iter().any(|direction| program.side(direction).subjects.contains_key(address))
         };
-        for (address, _) in diff.subjects.removed.iter().chain(&diff.subjects.added) {
+        let subjects = Direction::ALL.map(|direction| &diff.side(direction).subjects);
+        let addresses = subjects.into_iter().flat_map(|subjects| subjects.removed.iter().chain(&subjects.added));
+        // Both directions can tell of the same address.
+        let addresses: BTreeSet<&IpAddr> = addresses.map(|(address, _)| address).collect();
+        for address in addresses {
             let (set, element) = itself(*address);
             let change = self.set(set);
             match (is_subject(from, address), is_subject(to, address)) {
-                // Both directions can tell of the same address.
-                (true, false) if !change.removed.contains(&element) => change.removed.push(element),
-                (false, true) if !change.added.contains(&element) => change.added.push(element),
+                (true, false) => change.removed.push(element),
+                (false, true) => change.added.push(element),
                 _ => {}
             }
+        }
+    }
+
+    /// Whom the node judges for, whom it believes, and which sources are kept.
+    fn reach(&mut self, diff: &ReachDiff) {
+        for set in reach::sets() {
+            // They come and go with what the node has to do, whether they have elements or not.
+            self.set(set);
+        }
+        let local = [(&diff.local_removed, false), (&diff.local_added, true)];
+        let nodes = [(&diff.nodes_removed, false), (&diff.nodes_added, true)];
+        let endpoints = [(&diff.endpoints_removed, false), (&diff.endpoints_added, true)];
+        let kept = [(&diff.kept_removed, false), (&diff.kept_added, true)];
+        for (addresses, added) in local {
+            self.put(addresses.iter().map(|address| reach::local(*address)), added);
+        }
+        for (addresses, added) in nodes {
+            self.put(addresses.iter().map(|address| reach::node(*address)), added);
+        }
+        for (endpoints, added) in endpoints {
+            self.put(endpoints.iter().map(reach::judged), added);
+        }
+        for (networks, added) in kept {
+            self.put(networks.iter().map(reach::kept), added);
+        }
+    }
+
+    fn put(&mut self, elements: impl Iterator<Item = (SetName, Element)>, added: bool) {
+        for (set, element) in elements {
+            let change = self.set(set);
+            let list = if added { &mut change.added } else { &mut change.removed };
+            list.push(element);
         }
     }
 

@@ -28,22 +28,28 @@ fn key_of(element: &Element) -> (Vec<u8>, KeyEnd) {
         Element::Subject { address, .. }
         | Element::Rest { address, .. }
         | Element::Peer(address)
-        | Element::Known(address) => (octets(*address), KeyEnd::None),
+        | Element::Known(address)
+        | Element::Local(address)
+        | Element::Node(address) => (octets(*address), KeyEnd::None),
         Element::Packets(family) => (vec![nfproto(*family)], KeyEnd::None),
         Element::Itself(address) => ([octets(*address), octets(*address)].concat(), KeyEnd::None),
         Element::Port { address, protocol, port, .. } => (service(*address, protocol.number(), *port), KeyEnd::None),
+        Element::Judged { address, protocol, port } => (service(*address, protocol.number(), *port), KeyEnd::None),
         Element::Range { address, protocol, ports, .. } => (
             service(*address, protocol.number(), ports.first),
             KeyEnd::Last(service(*address, protocol.number(), ports.last)),
         ),
-        Element::Block(range) => {
-            let end = match range.last {
-                IpAddr::V4(last) => last.to_bits().checked_add(1).map(|next| next.to_be_bytes().to_vec()),
-                IpAddr::V6(last) => last.to_bits().checked_add(1).map(|next| next.to_be_bytes().to_vec()),
-            };
-            (octets(range.first), end.map_or(KeyEnd::Open, KeyEnd::Next))
-        }
+        Element::Block(range) => (octets(range.first), end_after(range.last)),
+        Element::Kept(network) => (octets(network.network()), end_after(network.broadcast())),
     }
+}
+
+fn end_after(last: IpAddr) -> KeyEnd {
+    let next = match last {
+        IpAddr::V4(last) => last.to_bits().checked_add(1).map(|next| next.to_be_bytes().to_vec()),
+        IpAddr::V6(last) => last.to_bits().checked_add(1).map(|next| next.to_be_bytes().to_vec()),
+    };
+    next.map_or(KeyEnd::Open, KeyEnd::Next)
 }
 
 pub(super) fn octets(address: IpAddr) -> Vec<u8> {

@@ -5,12 +5,13 @@ use ipnet::IpNet;
 use ringfence_model::{Family, Protocol};
 
 use super::attribute::{
-    Attributes, LIST_ELEMENT, bitwise, cmp, counter, ct, data, expression, fib, immediate, lookup, meta, payload,
+    Attributes, LIST_ELEMENT, bitwise, cmp, counter, ct, data, expression, fib, immediate, lookup, meta, nat,
+    payload,
     reject, verdict,
 };
 use super::element::octets;
 use super::name::{ChainName, Content, SetName};
-use super::ruleset::{Field, Rule};
+use super::ruleset::{Field, Rule, Towards};
 use super::text::{End, ends};
 
 /// `NFT_REG_VERDICT`.
@@ -103,6 +104,30 @@ pub(super) fn encode(rule: &Rule, list: &mut Attributes<'_>) {
             .has_one_of(&[TCP_RESET])
             .verdict(Verdict::Accept, None),
         Rule::Judge => list.verdict(Verdict::Jump, Some(ChainName::Judge)),
+        Rule::JudgeSent => list.source_is_local().verdict(Verdict::Goto, Some(ChainName::Sent)),
+        Rule::AllowLocal(family) => {
+            list.family(*family).member(*family, End::Destination, Content::Local).verdict(Verdict::Return, None)
+        }
+        Rule::AllowSentErrors(errors) => list.icmp_type(errors.types()).verdict(Verdict::Return, None),
+        Rule::TrustFromNodes(family, towards) => {
+            list.family(*family).member(*family, End::Source, Content::Nodes);
+            match towards {
+                Towards::Judged => list.endpoint(*family).lookup(&SetName::of_either(*family, Content::Judged), None),
+                Towards::Local => list.member(*family, End::Destination, Content::Local),
+                Towards::Anything => &mut list,
+            };
+            list.came_from_its_source().verdict(Verdict::Goto, Some(ChainName::Trust))
+        }
+        Rule::TrustToNodes(family) => list
+            .family(*family)
+            .member(*family, End::Destination, Content::Nodes)
+            .verdict(Verdict::Goto, Some(ChainName::Trust)),
+        Rule::KeepSource(family) => list
+            .family(*family)
+            .member(*family, End::Source, Content::Local)
+            .member(*family, End::Destination, Content::Kept)
+            .address(*family, End::Source, FIRST)
+            .bind_source(*family),
         Rule::AcceptNeighbourDiscovery => list.neighbour_discovery().verdict(Verdict::Accept, None),
         Rule::RefuseUnknown(direction, range) => {
             let (subject, _) = ends(*direction);
@@ -125,8 +150,7 @@ pub(super) fn encode(rule: &Rule, list: &mut Attributes<'_>) {
             let (subject, _) = ends(map.direction);
             list.family(map.family).address(map.family, subject, FIRST);
             if map.fields().contains(&Field::Port) {
-                let next = FIRST + registers(map.family);
-                list.meta(Meta::L4proto, next).payload(Base::Transport, 2, 2, next + 1);
+                list.destination_port(map.family);
             }
             list.lookup(map, Some(VERDICT_REGISTER))
         }
@@ -271,12 +295,49 @@ impl Expressions<'_> {
     }
 
     fn neighbour_discovery(&mut self) -> &mut Self {
-        self.family(Family::V6)
+        self.icmp_type((Family::V6, 133, 136))
+    }
+
+    /// ICMP of a family, of a type from the first to the last.
+    fn icmp_type(&mut self, (family, first, last): (Family, u8, u8)) -> &mut Self {
+        self.family(family)
             .meta(Meta::L4proto, FIRST)
-            .compare(Compare::Equal, &[icmp(Family::V6)])
-            .payload(Base::Transport, 0, 1, FIRST)
-            .compare(Compare::AtLeast, &[133])
-            .compare(Compare::AtMost, &[136])
+            .compare(Compare::Equal, &[icmp(family)])
+            .payload(Base::Transport, 0, 1, FIRST);
+        if first == last {
+            return self.compare(Compare::Equal, &[first]);
+        }
+        self.compare(Compare::AtLeast, &[first]).compare(Compare::AtMost, &[last])
+    }
+
+    /// An address of the packet is in a set.
+    fn member(&mut self, family: Family, end: End, content: Content) -> &mut Self {
+        self.address(family, end, FIRST).lookup(&SetName::of_either(family, content), None)
+    }
+
+    /// The destination, and its protocol and port.
+    fn endpoint(&mut self, family: Family) -> &mut Self {
+        self.address(family, End::Destination, FIRST).destination_port(family)
+    }
+
+    /// Protocol and destination port, after an address.
+    fn destination_port(&mut self, family: Family) -> &mut Self {
+        let next = FIRST + registers(family);
+        self.meta(Meta::L4proto, next).payload(Base::Transport, 2, 2, next + 1)
+    }
+
+    /// Binds the connection's source to the address that was loaded last.
+    fn bind_source(&mut self, family: Family) -> &mut Self {
+        // NFT_NAT_SNAT, and NF_NAT_RANGE_MAP_IPS, which the kernel would add.
+        const SOURCE: u32 = 0;
+        const ADDRESSES: u32 = 1;
+        self.add("nat", |nat| {
+            nat.number(nat::TYPE, SOURCE)
+                .number(nat::FAMILY, u32::from(nfproto(family)))
+                .number(nat::REG_ADDR_MIN, listed(FIRST))
+                .number(nat::REG_ADDR_MAX, listed(FIRST))
+                .number(nat::FLAGS, ADDRESSES);
+        })
     }
 
     fn family(&mut self, family: Family) -> &mut Self {

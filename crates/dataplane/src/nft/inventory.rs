@@ -9,11 +9,6 @@ use super::socket::NftSocket;
 use super::transaction::{Inventory, TableState};
 use crate::backend::ApplyError;
 
-/// The type of our base chains.
-pub(super) const BASE_TYPE: &str = "filter";
-/// Their priority; nft calls it `filter`.
-pub(super) const BASE_PRIORITY: i32 = 0;
-
 /// The number of the last transaction in this network namespace, anybody's.
 pub(super) fn last_transaction(socket: &mut NftSocket) -> Result<Option<u32>, ApplyError> {
     let objects = socket.get(libc::NFT_MSG_GETGEN)?;
@@ -32,6 +27,9 @@ pub(super) fn inventory(socket: &mut NftSocket) -> Result<Option<Inventory>, App
         return Ok(None);
     };
     let ours = |object: &Vec<u8>, attribute| is_text(object, attribute, TABLE);
+    let chains: Vec<&Vec<u8>> = chains.iter().filter(|chain| ours(chain, chain::TABLE)).collect();
+    let (good, others): (Vec<_>, Vec<_>) = chains.into_iter().partition(|chain| is_good_base_chain(chain));
+    let names = |chains: Vec<&Vec<u8>>| chains.into_iter().filter_map(|chain| text(chain, chain::NAME)).collect();
     let table = tables.iter().find(|table| ours(table, table::NAME));
     Ok(Some(Inventory {
         table: match table.map(|table| number(table, table::FLAGS).unwrap_or_default()) {
@@ -39,11 +37,8 @@ pub(super) fn inventory(socket: &mut NftSocket) -> Result<Option<Inventory>, App
             Some(0) => TableState::Good,
             Some(_) => TableState::Flagged,
         },
-        chains: chains
-            .iter()
-            .filter(|chain| ours(chain, chain::TABLE) && !is_good_base_chain(chain))
-            .filter_map(|chain| text(chain, chain::NAME))
-            .collect(),
+        base_chains: names(good),
+        chains: names(others),
         sets: sets
             .iter()
             .filter(|set| ours(set, set::TABLE) && !is_anonymous(set))
@@ -58,9 +53,9 @@ pub(super) fn is_good_base_chain(chain: &[u8]) -> bool {
     };
     Hook::ALL.into_iter().any(|wanted| {
         is_text(chain, chain::NAME, wanted.as_str())
-            && is_text(chain, chain::TYPE, BASE_TYPE)
+            && is_text(chain, chain::TYPE, wanted.chain_type())
             && number(hook, hook::HOOKNUM) == Some(wanted.number())
-            && number(hook, hook::PRIORITY) == Some(BASE_PRIORITY.cast_unsigned())
+            && number(hook, hook::PRIORITY) == Some(wanted.priority().cast_unsigned())
     })
 }
 

@@ -3,6 +3,10 @@
 //! ```text
 //! forward, output ─► judge ─► eg4 eg6 ─► gate chain ─► eg_deny      egress: the subject is the source
 //!                         └─► in4 in6 ─► gate chain ─► in_deny      ingress: the subject is the destination
+//!
+//! forward ─► trust ─► eg_deny, in_deny                              another node has judged: are both ends known?
+//! output ─► sent ─► in4 in6 ─► ...                                  the node itself, to pods of others: ingress alone
+//! postrouting                                                       sources that are kept; judges nothing
 //! ```
 //!
 //! `judge` *jumps* to a direction, all other steps are *goto*: so wherever a chain below returns, the packet is back in
@@ -27,6 +31,9 @@
 //! [`Program::eval`] says yes to the node's own addresses. Here the hook says it: packets of this node pass `output`,
 //! and packets to it pass `input`, where we do nothing. A *routed* packet with the node's address as its source is
 //! forged, and is judged like any other.
+//!
+//! The second part of the drawing is there when the node judges for others, believes them, or keeps sources: `reach.rs`
+//! tells about that.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -36,11 +43,9 @@ use ringfence_compile::{Admission, Gate, GateId, Program, ProtocolRange, Side, S
 use ringfence_model::{Direction, Family};
 
 use super::name::{ChainName, Content, Epoch, Hook, Members, SetName, Shape};
+use super::reach;
 use super::ruleset::{DenyAction, Element, Rule, Ruleset};
-
-/// Ranges of up to this many ports are written port by port: a look-up in a hash map is faster, and so is deleting from
-/// one (5 µs against 26 ms among 10,000 entries).
-const PORTS_WRITTEN_OUT: u32 = 16;
+use super::shapes::{Shapes, is_written_out};
 
 /// A program, and what to do with packets it refuses.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +53,8 @@ pub(super) struct Layout<'a> {
     pub(super) program: &'a Program,
     pub(super) deny: DenyAction,
     pub(super) epoch: Epoch,
+    /// Of the program.
+    pub(super) shapes: Shapes,
 }
 
 impl Layout<'_> {
@@ -87,6 +94,9 @@ impl Layout<'_> {
             let (set, element) = known(*address);
             sets.entry(set).or_default().push(element);
         }
+        for set in reach::sets().filter(|set| self.has(*set)) {
+            sets.entry(set).or_default().extend(reach::elements(&self.program.reach, set).unwrap_or_default());
+        }
         sets.insert(SetName::of_epoch(self.epoch), every_packet());
         let mut chains = Vec::new();
         for chain in self.fixed_chains() {
@@ -101,10 +111,11 @@ impl Layout<'_> {
         Ruleset { sets: sets.into_iter().collect(), chains }
     }
 
-    /// The chains that are there whatever the program says.
+    /// The chains that are there whatever policies say.
     pub(super) fn fixed_chains(self) -> Vec<ChainName> {
-        let mut chains: Vec<ChainName> = Hook::ALL.into_iter().map(ChainName::Base).collect();
+        let mut chains: Vec<ChainName> = Hook::JUDGING.into_iter().map(ChainName::Base).collect();
         chains.push(ChainName::Judge);
+        chains.extend(self.chains_of_reach());
         for direction in [Direction::Egress, Direction::Ingress] {
             chains.extend(Family::ALL.into_iter().map(|family| ChainName::Side(direction, family)));
             chains.push(ChainName::Deny(direction));
@@ -112,14 +123,15 @@ impl Layout<'_> {
         chains
     }
 
-    /// The rules of a chain. For a gate the program does not have: none.
+    /// The rules of a chain.
     pub(super) fn rules(self, chain: ChainName) -> Vec<Rule> {
         match chain {
             ChainName::Base(Hook::Forward) => self.forward(),
-            ChainName::Base(Hook::Output) => {
-                vec![Rule::AcceptOpen, Rule::AcceptFromNode, Rule::AcceptOwnResets, Rule::Judge]
-            }
+            ChainName::Base(Hook::Output) => self.output(),
+            ChainName::Base(Hook::Postrouting) => self.postrouting(),
             ChainName::Judge => self.judge(),
+            ChainName::Trust => self.trust(),
+            ChainName::Sent => self.sent(),
             ChainName::Side(direction, family) => self.direction(direction, family),
             ChainName::Gate(direction, id) => self.gate(direction, id),
             ChainName::Deny(_) => self.refuse(),
@@ -134,25 +146,46 @@ impl Layout<'_> {
                 rules.push(Rule::AcceptItself(set));
             }
         }
+        rules.extend(self.trust_from_nodes().chain(self.trust_to_nodes()));
+        rules.push(Rule::Judge);
+        rules
+    }
+
+    fn output(self) -> Vec<Rule> {
+        let mut rules = vec![Rule::AcceptOpen, self.from_the_node(), Rule::AcceptOwnResets];
+        rules.extend(self.trust_to_nodes());
         rules.push(Rule::Judge);
         rules
     }
 
     fn judge(self) -> Vec<Rule> {
+        let mut rules = self.unknown_ends();
+        rules.extend([Direction::Egress, Direction::Ingress].into_iter().flat_map(|direction| self.ask(direction)));
+        rules.push(self.epoch_rule());
+        rules
+    }
+
+    /// Refuses what comes from or goes to a pod that is not known.
+    pub(super) fn unknown_ends(self) -> Vec<Rule> {
         let mut rules = vec![Rule::AcceptNeighbourDiscovery];
         for direction in [Direction::Egress, Direction::Ingress] {
             let ranges = self.program.guard.ranges().iter();
             rules.extend(ranges.map(|range| Rule::RefuseUnknown(direction, *range)));
         }
-        for direction in [Direction::Egress, Direction::Ingress] {
-            for family in Family::ALL {
-                if self.has(SetName { direction, family, content: Content::Subjects }) {
-                    rules.push(Rule::Ask(direction, family));
-                }
-            }
-        }
-        rules.push(Rule::DropIfOutdated(SetName::of_epoch(self.epoch)));
         rules
+    }
+
+    /// Asks a direction.
+    pub(super) fn ask(self, direction: Direction) -> impl Iterator<Item = Rule> {
+        let has_subjects = move |family: &Family| {
+            self.has(SetName { direction, family: *family, content: Content::Subjects })
+        };
+        Family::ALL.into_iter().filter(has_subjects).map(move |family| Rule::Ask(direction, family))
+    }
+
+    /// What ends every way to yes that takes several look-ups.
+    pub(super) fn epoch_rule(self) -> Rule {
+        Rule::DropIfOutdated(SetName::of_epoch(self.epoch))
     }
 
     fn direction(self, direction: Direction, family: Family) -> Vec<Rule> {
@@ -181,7 +214,7 @@ impl Layout<'_> {
     fn refuse(self) -> Vec<Rule> {
         let mut rules: Vec<Rule> = Family::ALL.into_iter().map(Rule::AllowErrors).collect();
         // Who is refused only because it meets old rules and new elements must not be told so.
-        rules.extend([Rule::DropInvalid, Rule::DropIfOutdated(SetName::of_epoch(self.epoch)), Rule::Count]);
+        rules.extend([Rule::DropInvalid, self.epoch_rule(), Rule::Count]);
         match self.deny {
             DenyAction::Reject => rules.extend([Rule::RejectTcp, Rule::Reject]),
             DenyAction::Drop => rules.push(Rule::Drop),
@@ -189,7 +222,7 @@ impl Layout<'_> {
         rules
     }
 
-    /// Whether a set exists. Takes no longer with more peers.
+    /// Whether a set exists. Takes no longer with more pods.
     pub(super) fn has(self, set: SetName) -> bool {
         let SetName { direction, family, content } = set;
         let side = self.program.side(direction);
@@ -198,10 +231,10 @@ impl Layout<'_> {
             Content::Known => self.program.guard.ranges_of(family).next().is_some(),
             Content::Subjects => has_subject(side, family),
             Content::Itself => Direction::ALL.into_iter().any(|d| has_subject(self.program.side(d), family)),
-            Content::Ports(shape) => side
-                .subjects
-                .iter()
-                .any(|(address, subject)| Family::of(*address) == family && has_shape(subject, shape)),
+            Content::Ports(shape) => self.shapes.has(direction, family, shape),
+            Content::Local | Content::Nodes | Content::Judged | Content::Kept => {
+                reach::has(&self.program.reach, set).unwrap_or_default()
+            }
             Content::Gate(id, _) => {
                 side.gates.get(&id).is_some_and(|gate| gate_sets(direction, id, gate).any(|existing| existing == set))
             }
@@ -216,18 +249,6 @@ fn has_subject(side: &Side, family: Family) -> bool {
         Family::V6 => side.subjects.get_max(),
     };
     end.is_some_and(|(address, _)| Family::of(*address) == family)
-}
-
-fn has_shape(subject: &Subject, shape: Shape) -> bool {
-    match shape {
-        Shape::Ports => subject.ports.segments().iter().any(|(range, _)| is_written_out(range)),
-        Shape::Ranges => subject.ports.segments().iter().any(|(range, _)| !is_written_out(range)),
-        Shape::Rest => subject.ports.rest().is_some(),
-    }
-}
-
-fn is_written_out(range: &ProtocolRange) -> bool {
-    u32::from(range.ports.last) - u32::from(range.ports.first) < PORTS_WRITTEN_OUT
 }
 
 /// The sets that a gate has.

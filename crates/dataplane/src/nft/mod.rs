@@ -22,7 +22,9 @@ mod inventory;
 mod layout;
 mod name;
 mod netlink;
+mod reach;
 mod ruleset;
+mod shapes;
 mod socket;
 mod standing;
 mod survey;
@@ -35,13 +37,14 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use ringfence_compile::Program;
 
 pub use name::{ChainName, Content, Epoch, Hook, Members, SetName, Shape, TABLE};
-pub use ruleset::{DenyAction, Element, Field, Rule, Ruleset, comment};
+pub use ruleset::{DenyAction, Element, Errors, Field, Rule, Ruleset, Towards, comment};
 
 use crate::backend::{Applied, ApplyError, Backend, Drift};
 use crate::diff::ProgramDiff;
 use alarm::Alarm;
 use layout::Layout;
 use netlink::Batch;
+use shapes::Shapes;
 use socket::{NftSocket, Sent};
 use standing::{Standing, next};
 use transaction::{Op, TableState};
@@ -65,6 +68,8 @@ pub struct NftBackend {
     standing: Standing,
     /// The epoch that is in the kernel.
     epoch: Epoch,
+    /// Of the program that is in the kernel.
+    shapes: Shapes,
 }
 
 impl NftBackend {
@@ -79,6 +84,7 @@ impl NftBackend {
             alarm: Alarm::open()?,
             standing: Standing::Unknown,
             epoch: Epoch::A,
+            shapes: Shapes::default(),
         })
     }
 
@@ -108,7 +114,7 @@ impl NftBackend {
     }
 
     fn layout<'a>(&self, program: &'a Program, epoch: Epoch) -> Layout<'a> {
-        Layout { program, deny: self.options.deny, epoch }
+        Layout { program, deny: self.options.deny, epoch, shapes: Shapes::of(program) }
     }
 
     /// Performs `ops` if no transaction came after the one numbered `last`; without a number, in any case. What is known of
@@ -253,14 +259,16 @@ impl Backend for NftBackend {
             let present = inventory::inventory(socket)?;
             Ok(present.map(|present| transaction::replace(layout.ruleset(), present)))
         })?;
-        self.epoch = Epoch::A;
+        (self.epoch, self.shapes) = (Epoch::A, layout.shapes);
         self.wrote(number.map_or(Standing::Unknown, Standing::sure));
         Ok(applied)
     }
 
     fn update(&mut self, from: &Program, to: &Program, diff: &ProgramDiff) -> Result<Applied, ApplyError> {
         let epoch = if delta::needs_new_epoch(from, to, diff) { self.epoch.next() } else { self.epoch };
-        let (from, to) = (self.layout(from, self.epoch), self.layout(to, epoch));
+        let (deny, shapes) = (self.options.deny, self.shapes.after(diff));
+        let from = Layout { program: from, deny, epoch: self.epoch, shapes: self.shapes };
+        let to = Layout { program: to, deny, epoch, shapes };
         // While nobody else writes to our table, the difference is enough. Others may write to theirs at any moment.
         let ops = delta::update(from, to, diff, false);
         for _ in 0..ATTEMPTS {
@@ -268,14 +276,14 @@ impl Backend for NftBackend {
                 break;
             };
             if let Sent::Committed(applied) = self.transact(&ops, Some(last))? {
-                self.epoch = epoch;
+                (self.epoch, self.shapes) = (epoch, shapes);
                 return Ok(applied);
             }
         }
         // Somebody may have changed something of ours. Rules are what matters most; the rest is for `heed`.
         let ops = delta::update(from, to, diff, true);
         let (applied, _) = self.look_and_change(|_| Ok(Some(ops.clone())))?;
-        self.epoch = epoch;
+        (self.epoch, self.shapes) = (epoch, shapes);
         Ok(applied)
     }
 
@@ -318,7 +326,7 @@ impl Backend for NftBackend {
 
 /// What [`Backend::replace`] would write, as a value.
 pub fn ruleset(program: &Program, options: NftOptions) -> Ruleset {
-    Layout { program, deny: options.deny, epoch: Epoch::A }.ruleset()
+    Layout { program, deny: options.deny, epoch: Epoch::A, shapes: Shapes::of(program) }.ruleset()
 }
 
 /// What [`Backend::replace`] would write, as a script for `nft -f`.

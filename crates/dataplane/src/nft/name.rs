@@ -18,17 +18,22 @@ pub enum Hook {
     Forward,
     /// Packets of the node's own processes.
     Output,
+    /// Packets on their way out, when their source may be translated. Nothing is judged there.
+    Postrouting,
 }
 
 impl Hook {
-    /// Both.
-    pub const ALL: [Hook; 2] = [Hook::Forward, Hook::Output];
+    /// All.
+    pub const ALL: [Hook; 3] = [Hook::Forward, Hook::Output, Hook::Postrouting];
+    /// Those where packets are judged. They have a chain whatever the program says.
+    pub const JUDGING: [Hook; 2] = [Hook::Forward, Hook::Output];
 
     /// The name of the base chain, and of the hook in nft's language.
     pub fn as_str(self) -> &'static str {
         match self {
             Hook::Forward => "forward",
             Hook::Output => "output",
+            Hook::Postrouting => "postrouting",
         }
     }
 
@@ -37,6 +42,32 @@ impl Hook {
         match self {
             Hook::Forward => 2,
             Hook::Output => 3,
+            Hook::Postrouting => 4,
+        }
+    }
+
+    /// The type of the base chain.
+    pub fn chain_type(self) -> &'static str {
+        match self {
+            Hook::Forward | Hook::Output => "filter",
+            Hook::Postrouting => "nat",
+        }
+    }
+
+    /// Its priority. Among chains that translate sources the first one that does settles it, so ours comes before those
+    /// of others: they use 100, `NF_IP_PRI_NAT_SRC` of `linux/netfilter_ipv4.h`.
+    pub fn priority(self) -> i32 {
+        match self {
+            Hook::Forward | Hook::Output => 0,
+            Hook::Postrouting => 99,
+        }
+    }
+
+    /// The same in nft's language.
+    pub(super) fn priority_name(self) -> &'static str {
+        match self {
+            Hook::Forward | Hook::Output => "filter",
+            Hook::Postrouting => "srcnat - 1",
         }
     }
 }
@@ -48,6 +79,10 @@ pub enum ChainName {
     Base(Hook),
     /// Asks both directions, one after the other.
     Judge,
+    /// The packet need not be judged here, because of another node's address. Ends with yes if both ends are known.
+    Trust,
+    /// The node sends this itself. Ends with yes if it is for its own pods, or the pod of another node admits it.
+    Sent,
     /// The packet's subject is isolated in this direction: finds the gate of its port. Returns when anyone may pass.
     Side(Direction, Family),
     /// Who may pass a gate, in both families. Returns for those.
@@ -61,6 +96,8 @@ impl fmt::Display for ChainName {
         match self {
             ChainName::Base(hook) => f.write_str(hook.as_str()),
             ChainName::Judge => f.write_str("judge"),
+            ChainName::Trust => f.write_str("trust"),
+            ChainName::Sent => f.write_str("sent"),
             ChainName::Side(direction, family) => write!(f, "{}{}", short(*direction), digit(*family)),
             ChainName::Gate(direction, id) => write!(f, "{}_g_{id}", short(*direction)),
             ChainName::Deny(direction) => write!(f, "{}_deny", short(*direction)),
@@ -94,6 +131,14 @@ pub enum Content {
     Epoch(Epoch),
     /// Addresses in guarded ranges that a known pod has.
     Known,
+    /// Addresses of the node's own pods.
+    Local,
+    /// Addresses of other nodes.
+    Nodes,
+    /// Endpoints of the node's own pods: connections to them have been judged where they came from.
+    Judged,
+    /// Networks towards which the node's own pods keep their addresses.
+    Kept,
 }
 
 /// One of two names that take turns, see [`Rule::DropIfOutdated`](super::Rule::DropIfOutdated).
@@ -152,12 +197,17 @@ impl fmt::Display for SetName {
             Content::Epoch(Epoch::A) => return f.write_str("epoch_a"),
             Content::Epoch(Epoch::B) => return f.write_str("epoch_b"),
             Content::Known => return write!(f, "known{}", digit(self.family)),
+            Content::Local => return write!(f, "local{}", digit(self.family)),
+            Content::Nodes => return write!(f, "nodes{}", digit(self.family)),
+            Content::Judged => return write!(f, "judged{}", digit(self.family)),
+            Content::Kept => return write!(f, "kept{}", digit(self.family)),
             _ => {}
         }
         write!(f, "{}{}_", short(self.direction), digit(self.family))?;
         match self.content {
             Content::Subjects => f.write_str("pods"),
             Content::Itself | Content::Epoch(_) | Content::Known => Ok(()),
+            Content::Local | Content::Nodes | Content::Judged | Content::Kept => Ok(()),
             Content::Ports(Shape::Ports) => f.write_str("ports"),
             Content::Ports(Shape::Ranges) => f.write_str("ranges"),
             Content::Ports(Shape::Rest) => f.write_str("rest"),
@@ -175,7 +225,12 @@ impl SetName {
 
     /// The set of known addresses.
     pub fn of_known(family: Family) -> SetName {
-        SetName { direction: Direction::Ingress, family, content: Content::Known }
+        SetName::of_either(family, Content::Known)
+    }
+
+    /// A set that is not about a direction.
+    pub(super) fn of_either(family: Family, content: Content) -> SetName {
+        SetName { direction: Direction::Ingress, family, content }
     }
 
     /// A comment for administrators: what the set holds.
@@ -186,6 +241,10 @@ impl SetName {
             Content::Itself => return "isolated pods to themselves".to_owned(),
             Content::Epoch(_) => return "every packet, until the next change of rules".to_owned(),
             Content::Known => return "addresses of known pods in guarded ranges".to_owned(),
+            Content::Local => return "pods of this node".to_owned(),
+            Content::Nodes => return "other nodes".to_owned(),
+            Content::Judged => return "ports of pods for which other nodes judge".to_owned(),
+            Content::Kept => return "networks that see the addresses of pods".to_owned(),
             Content::Ports(Shape::Ports) => "gate of each open port",
             Content::Ports(Shape::Ranges) => "gate of each open port range",
             Content::Ports(Shape::Rest) => "gate of all other ports and protocols",
@@ -202,6 +261,9 @@ impl ChainName {
         match self {
             ChainName::Base(Hook::Forward) => "routed packets".to_owned(),
             ChainName::Base(Hook::Output) => "packets of this node".to_owned(),
+            ChainName::Base(Hook::Postrouting) => "packets whose source is not translated".to_owned(),
+            ChainName::Trust => "returns what another node answers for".to_owned(),
+            ChainName::Sent => "returns what this node may send".to_owned(),
             ChainName::Judge => "returns what both directions allow".to_owned(),
             ChainName::Side(direction, _) => format!("{direction} of isolated pods"),
             ChainName::Gate(direction, _) => format!("{direction}: a gate, returns for those who pass"),

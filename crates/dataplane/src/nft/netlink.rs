@@ -6,7 +6,6 @@ use libc::{NLM_F_EXCL, NLM_F_REQUEST};
 use super::attribute::{Attributes, LIST_ELEMENT, batch, chain, elements, hook, rule, set, set_desc, set_field, table};
 use super::element;
 use super::expression::{self, Verdict};
-use super::inventory::{BASE_PRIORITY, BASE_TYPE};
 use super::name::{ChainName, SetName, TABLE};
 use super::ruleset::{Element, Rule};
 use super::text::TABLE_COMMENT;
@@ -175,12 +174,12 @@ impl<'a> Batch<'a> {
         let mut attributes = Attributes(&mut self.bytes);
         attributes.text(chain::TABLE, TABLE).text(chain::NAME, &name.to_string());
         if let ChainName::Base(wanted) = name {
-            attributes.text(chain::TYPE, BASE_TYPE).number(chain::POLICY, Verdict::Accept as u32).nest(
+            attributes.text(chain::TYPE, wanted.chain_type()).number(chain::POLICY, Verdict::Accept as u32).nest(
                 chain::HOOK,
                 |attributes| {
                     attributes
                         .number(hook::HOOKNUM, wanted.number())
-                        .bytes(hook::PRIORITY, &BASE_PRIORITY.to_be_bytes());
+                        .bytes(hook::PRIORITY, &wanted.priority().to_be_bytes());
                 },
             );
         }

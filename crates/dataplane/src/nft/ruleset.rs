@@ -68,6 +68,21 @@ pub enum Element {
     Block(AddressRange),
     /// Every packet of a family.
     Packets(Family),
+    /// A pod of this node.
+    Local(IpAddr),
+    /// Another node.
+    Node(IpAddr),
+    /// Where a connection may lead that another node has judged.
+    Judged {
+        /// The pod's address.
+        address: IpAddr,
+        /// The protocol.
+        protocol: Protocol,
+        /// The port, host byte order.
+        port: u16,
+    },
+    /// A network towards which sources are kept.
+    Kept(IpNet),
 }
 
 /// A rule.
@@ -84,6 +99,22 @@ pub enum Rule {
     AcceptOwnResets,
     /// Judges the packet; goes on when it is allowed.
     Judge,
+    /// Takes a packet from an address of this node to where the end decides. Only for the output hook, as
+    /// [`Rule::AcceptFromNode`], in whose place it comes when the node judges for others.
+    JudgeSent,
+    /// Allows packets to pods of this node.
+    AllowLocal(Family),
+    /// Allows errors about packets. The node sends them when it refuses, and when a packet cannot go on. Only for what the
+    /// node sends itself.
+    AllowSentErrors(Errors),
+    /// Takes a packet from another node, which has judged it, to where the end decides. It must have come in by the device
+    /// that leads to that node: an address proves nothing. Only for the forward hook, which knows that.
+    TrustFromNodes(Family, Towards),
+    /// The same for all packets to other nodes.
+    TrustToNodes(Family),
+    /// Binds the source of a connection to itself, so that no later chain translates it. To accept would not do that: it
+    /// ends one chain.
+    KeepSource(Family),
     /// ICMPv6 types 133 to 136 (RFC 4861).
     AcceptNeighbourDiscovery,
     /// Refuses a subject in the range that is not in the set of known addresses.
@@ -125,6 +156,42 @@ pub enum Rule {
     Drop,
 }
 
+/// What another node has judged, of that which comes from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Towards {
+    /// What goes to the endpoints in the set.
+    Judged,
+    /// What goes to pods of this node.
+    Local,
+    /// Everything.
+    Anything,
+}
+
+/// Types of ICMP messages that are errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errors {
+    /// Destination unreachable, over IPv4.
+    Unreachable,
+    /// Time exceeded and parameter problem, over IPv4.
+    Undeliverable,
+    /// Types 1 to 4 of ICMPv6: the same, and packet too big.
+    V6,
+}
+
+impl Errors {
+    /// All.
+    pub(super) const ALL: [Errors; 3] = [Errors::Unreachable, Errors::Undeliverable, Errors::V6];
+
+    /// The family, and the first and last of the types (RFC 792, RFC 4443).
+    pub fn types(self) -> (Family, u8, u8) {
+        match self {
+            Errors::Unreachable => (Family::V4, 3, 3),
+            Errors::Undeliverable => (Family::V4, 11, 12),
+            Errors::V6 => (Family::V6, 1, 4),
+        }
+    }
+}
+
 /// What to do with packets that are refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DenyAction {
@@ -157,8 +224,8 @@ impl SetName {
             (Content::Epoch(_), _) => &[Field::Family],
             (Content::Itself, V4) => &[Address(V4), Address(V4)],
             (Content::Itself, V6) => &[Address(V6), Address(V6)],
-            (Content::Ports(Shape::Ports | Shape::Ranges), V4) => &[Address(V4), Protocol, Port],
-            (Content::Ports(Shape::Ports | Shape::Ranges), V6) => &[Address(V6), Protocol, Port],
+            (Content::Ports(Shape::Ports | Shape::Ranges) | Content::Judged, V4) => &[Address(V4), Protocol, Port],
+            (Content::Ports(Shape::Ports | Shape::Ranges) | Content::Judged, V6) => &[Address(V6), Protocol, Port],
             (_, V4) => &[Address(V4)],
             (_, V6) => &[Address(V6)],
         }
@@ -166,7 +233,7 @@ impl SetName {
 
     /// Whether its elements are ranges.
     pub fn is_interval(&self) -> bool {
-        matches!(self.content, Content::Gate(_, Members::Blocks) | Content::Ports(Shape::Ranges))
+        matches!(self.content, Content::Gate(_, Members::Blocks) | Content::Ports(Shape::Ranges) | Content::Kept)
     }
 
     /// Whether its elements are ranges in each of several fields.
@@ -201,6 +268,13 @@ impl Rule {
             Rule::RefuseUnknown(..) => Some("of no known pod".to_owned()),
             Rule::Admit { origin, .. } => Some(comment(origin)),
             Rule::AcceptItself(_) => Some("a pod to itself".to_owned()),
+            Rule::JudgeSent => Some("this node".to_owned()),
+            Rule::AllowLocal(_) => Some("this node to its pods".to_owned()),
+            Rule::AllowSentErrors(_) => Some("errors of this node".to_owned()),
+            Rule::TrustFromNodes(_, Towards::Anything) => Some("from other nodes".to_owned()),
+            Rule::TrustFromNodes(..) => Some("judged by other nodes".to_owned()),
+            Rule::TrustToNodes(_) => Some("to other nodes".to_owned()),
+            Rule::KeepSource(_) => Some("not to be masqueraded".to_owned()),
             Rule::DropIfOutdated(_) => Some("came in before the last change".to_owned()),
             Rule::AllowErrors(_) => Some("errors of open connections".to_owned()),
             Rule::DropInvalid => Some("of no connection".to_owned()),

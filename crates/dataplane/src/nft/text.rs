@@ -5,8 +5,8 @@ use std::fmt::{self, Write as _};
 use ringfence_compile::Admission;
 use ringfence_model::{Direction, Family, Protocol};
 
-use super::name::{ChainName, SetName, TABLE};
-use super::ruleset::{Element, Field, Rule, Ruleset};
+use super::name::{ChainName, Content, SetName, TABLE};
+use super::ruleset::{Element, Field, Rule, Ruleset, Towards};
 
 /// The comment on our table.
 pub(super) const TABLE_COMMENT: &str = "ringfence: Kubernetes NetworkPolicy, do not edit";
@@ -63,7 +63,8 @@ fn chain_text(f: &mut fmt::Formatter<'_>, chain: ChainName, rules: &[Rule]) -> f
     writeln!(f, "\tchain {chain} {{")?;
     writeln!(f, "\t\tcomment \"{}\"", chain.comment())?;
     if let ChainName::Base(hook) = chain {
-        writeln!(f, "\t\ttype filter hook {} priority filter; policy accept;", hook.as_str())?;
+        let (kind, hook, priority) = (hook.chain_type(), hook.as_str(), hook.priority_name());
+        writeln!(f, "\t\ttype {kind} hook {hook} priority {priority}; policy accept;")?;
     }
     for rule in rules {
         write!(f, "\t\t{rule}")?;
@@ -87,7 +88,11 @@ impl Element {
             | Element::Peer(_)
             | Element::Known(_)
             | Element::Block(_)
-            | Element::Packets(_) => None,
+            | Element::Packets(_)
+            | Element::Local(_)
+            | Element::Node(_)
+            | Element::Judged { .. }
+            | Element::Kept(_) => None,
         }
     }
 }
@@ -99,17 +104,18 @@ impl fmt::Display for Element {
             Element::Subject { address, .. }
             | Element::Rest { address, .. }
             | Element::Peer(address)
-            | Element::Known(address) => {
-                write!(f, "{address}")
-            }
+            | Element::Known(address)
+            | Element::Local(address)
+            | Element::Node(address) => write!(f, "{address}"),
             Element::Itself(address) => write!(f, "{address} . {address}"),
-            Element::Port { address, protocol, port, .. } => {
+            Element::Port { address, protocol, port, .. } | Element::Judged { address, protocol, port } => {
                 write!(f, "{address} . {} . {port}", protocol_name(*protocol))
             }
             Element::Range { address, protocol, ports, .. } => {
                 write!(f, "{address} . {} . {ports}", protocol_name(*protocol))
             }
             Element::Block(range) => write!(f, "{range}"),
+            Element::Kept(network) => write!(f, "{network}"),
             Element::Packets(Family::V4) => f.write_str("ipv4"),
             Element::Packets(Family::V6) => f.write_str("ipv6"),
         }
@@ -123,6 +129,41 @@ impl fmt::Display for Rule {
             Rule::AcceptOpen => f.write_str("ct state established accept"),
             Rule::AcceptFromNode => f.write_str("fib saddr type local accept"),
             Rule::Judge => write!(f, "jump {}", ChainName::Judge),
+            Rule::JudgeSent => write!(f, "fib saddr type local goto {}", ChainName::Sent),
+            Rule::AllowLocal(family) => {
+                write!(f, "{} daddr @{} return", ip(*family), SetName::of_either(*family, Content::Local))
+            }
+            Rule::AllowSentErrors(errors) => {
+                let icmp = match errors.types() {
+                    (Family::V4, ..) => "icmp",
+                    (Family::V6, ..) => "icmpv6",
+                };
+                match errors.types() {
+                    (_, first, last) if first == last => write!(f, "{icmp} type {first} return"),
+                    (_, first, last) => write!(f, "{icmp} type {first}-{last} return"),
+                }
+            }
+            Rule::TrustFromNodes(family, towards) => {
+                let (ip, set) = (ip(*family), |content| SetName::of_either(*family, content));
+                write!(f, "{ip} saddr @{} ", set(Content::Nodes))?;
+                match towards {
+                    Towards::Judged => {
+                        write!(f, "{ip} daddr . meta l4proto . th dport @{} ", set(Content::Judged))?;
+                    }
+                    Towards::Local => write!(f, "{ip} daddr @{} ", set(Content::Local))?,
+                    Towards::Anything => {}
+                }
+                write!(f, "fib saddr . iif oif exists goto {}", ChainName::Trust)
+            }
+            Rule::TrustToNodes(family) => {
+                let nodes = SetName::of_either(*family, Content::Nodes);
+                write!(f, "{} daddr @{nodes} goto {}", ip(*family), ChainName::Trust)
+            }
+            Rule::KeepSource(family) => {
+                let (ip, set) = (ip(*family), |content| SetName::of_either(*family, content));
+                write!(f, "{ip} saddr @{} {ip} daddr @{} ", set(Content::Local), set(Content::Kept))?;
+                write!(f, "snat {ip} to {ip} saddr")
+            }
             Rule::AcceptNeighbourDiscovery => f.write_str("icmpv6 type 133-136 accept"),
             Rule::RefuseUnknown(direction, range) => {
                 let (subject, _) = ends(*direction);
@@ -133,7 +174,7 @@ impl fmt::Display for Rule {
             }
             Rule::Ask(direction, family) => {
                 let (subject, _) = ends(*direction);
-                let set = SetName { direction: *direction, family: *family, content: super::name::Content::Subjects };
+                let set = SetName { direction: *direction, family: *family, content: Content::Subjects };
                 let chain = ChainName::Side(*direction, *family);
                 write!(f, "{} {} @{set} jump {chain}", ip(*family), subject.as_str())
             }

@@ -42,7 +42,9 @@ pub(super) enum Op {
 pub(super) struct Inventory {
     /// The table itself.
     pub(super) table: TableState,
-    /// Names of chains, other than base chains that are as they should be.
+    /// Names of base chains that are as we make them.
+    pub(super) base_chains: Vec<String>,
+    /// Names of all other chains.
     pub(super) chains: Vec<String>,
     /// Names of sets and maps.
     pub(super) sets: Vec<String>,
@@ -76,11 +78,11 @@ pub(super) fn replace(ruleset: Ruleset, present: Inventory) -> Vec<Op> {
         // Maps point at chains, so they go first.
         ops.extend(present.sets.into_iter().map(Op::DeleteSet));
         ops.extend(present.chains.into_iter().map(Op::DeleteChain));
+        let wanted: Vec<String> = ruleset.chains.iter().map(|(chain, _)| chain.to_string()).collect();
+        let unwanted = present.base_chains.into_iter().filter(|chain| !wanted.contains(chain));
+        ops.extend(unwanted.map(Op::DeleteChain));
     }
-    ops.extend(ruleset.chains.iter().map(|(chain, _)| match chain {
-        ChainName::Base(_) => Op::EnsureBaseChain(*chain),
-        _ => Op::AddChain(*chain),
-    }));
+    ops.extend(ruleset.chains.iter().map(|(chain, _)| Op::new_chain(*chain)));
     for (set, elements) in ruleset.sets {
         ops.push(Op::AddSet(set));
         if !elements.is_empty() {
@@ -114,6 +116,14 @@ impl fmt::Display for Op {
 }
 
 impl Op {
+    /// Adds a chain that is not there, or is a base chain as it should be.
+    pub(super) fn new_chain(chain: ChainName) -> Op {
+        match chain {
+            ChainName::Base(_) => Op::EnsureBaseChain(chain),
+            _ => Op::AddChain(chain),
+        }
+    }
+
     /// The same about one element.
     pub(super) fn describe_element(&self, index: usize) -> String {
         match self {
