@@ -293,7 +293,13 @@ impl fmt::Display for ProgramDiff {
         count(f, "guarded ranges", self.ranges_added.len(), 0, self.ranges_removed.len())?;
         count(f, "known addresses", self.known_added.len(), 0, self.known_removed.len())?;
         let reach = &self.reach;
-        count(f, "whom to judge or believe", 0, usize::from(reach.judges_others.is_some() || reach.believed.is_some()), 0)?;
+        count(
+            f,
+            "whom to judge or believe",
+            0,
+            usize::from(reach.judges_others.is_some() || reach.believed.is_some()),
+            0,
+        )?;
         for (what, added, removed) in reach.counts() {
             count(f, what, added, 0, removed)?;
         }

@@ -350,10 +350,7 @@ fn write<K: Ord + Clone + fmt::Debug, V: PartialEq + Clone>(
 }
 
 /// The same for what is either there or not.
-fn write_set<T: Ord + Copy + fmt::Debug>(
-    set: &mut BTreeSet<T>,
-    (removed, added): (&[T], &[T]),
-) -> Result<(), Refusal> {
+fn write_set<T: Ord + Copy + fmt::Debug>(set: &mut BTreeSet<T>, (removed, added): (&[T], &[T])) -> Result<(), Refusal> {
     if let Some(item) = removed.iter().find(|item| !set.remove(item)) {
         return Err(missing(format_args!("{item:?}")));
     }

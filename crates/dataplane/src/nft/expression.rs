@@ -5,8 +5,7 @@ use ipnet::IpNet;
 use ringfence_model::{Family, Protocol};
 
 use super::attribute::{
-    Attributes, LIST_ELEMENT, bitwise, cmp, counter, ct, data, expression, fib, immediate, lookup, meta, nat,
-    payload,
+    Attributes, LIST_ELEMENT, bitwise, cmp, counter, ct, data, expression, fib, immediate, lookup, meta, nat, payload,
     reject, verdict,
 };
 use super::element::octets;
@@ -300,10 +299,12 @@ impl Expressions<'_> {
 
     /// ICMP of a family, of a type from the first to the last.
     fn icmp_type(&mut self, (family, first, last): (Family, u8, u8)) -> &mut Self {
-        self.family(family)
-            .meta(Meta::L4proto, FIRST)
-            .compare(Compare::Equal, &[icmp(family)])
-            .payload(Base::Transport, 0, 1, FIRST);
+        self.family(family).meta(Meta::L4proto, FIRST).compare(Compare::Equal, &[icmp(family)]).payload(
+            Base::Transport,
+            0,
+            1,
+            FIRST,
+        );
         if first == last {
             return self.compare(Compare::Equal, &[first]);
         }

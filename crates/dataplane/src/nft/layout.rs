@@ -177,9 +177,8 @@ impl Layout<'_> {
 
     /// Asks a direction.
     pub(super) fn ask(self, direction: Direction) -> impl Iterator<Item = Rule> {
-        let has_subjects = move |family: &Family| {
-            self.has(SetName { direction, family: *family, content: Content::Subjects })
-        };
+        let has_subjects =
+            move |family: &Family| self.has(SetName { direction, family: *family, content: Content::Subjects });
         Family::ALL.into_iter().filter(has_subjects).map(move |family| Rule::Ask(direction, family))
     }
 

@@ -8,7 +8,14 @@ use crate::namespace::{clean, nft};
 use crate::{CHANGED, GATE, OPEN, assert_enforced, new, program};
 
 /// A program with something of everything: both directions and families, ports, ranges and the rest, pods and blocks.
-const ALL: &str = "ingress pod 10.0.0.1 default/web-0
+const ALL: &str = "judges-others
+    believes endpoints
+    local 10.0.0.1
+    local fd00::1
+    other-node 192.0.2.2
+    endpoint 10.0.0.1 TCP/80
+    unmasqueraded 10.128.0.0/9
+    ingress pod 10.0.0.1 default/web-0
     ingress port 10.0.0.1 TCP/80 1
     ingress port 10.0.0.1 TCP/1000-2000 1
     ingress port 10.0.0.1 rest anyone
@@ -63,6 +70,19 @@ fn harms() -> Vec<(String, &'static str)> {
         harm(
             "delete element OURS in4_b_00000000000000000000000000000001 { 255.0.0.0-255.255.255.255 }",
             "deleted from set in4_b_00000000000000000000000000000001 in table inet ringfence",
+        ),
+        harm("delete element OURS nodes4 { 192.0.2.2 }", "deleted from set nodes4 in table inet ringfence"),
+        harm("add element OURS nodes4 { 10.0.0.9 }", "added to set nodes4 in table inet ringfence"),
+        harm("add element OURS nodes6 { fd00::9 }", "added to set nodes6 in table inet ringfence"),
+        harm("flush set OURS local6", "deleted from set local6 in table inet ringfence"),
+        harm("add element OURS judged4 { 10.0.0.1 . tcp . 81 }", "added to set judged4 in table inet ringfence"),
+        harm("delete element OURS kept4 { 10.128.0.0/9 }", "deleted from set kept4 in table inet ringfence"),
+        harm("flush chain OURS trust", "deleted a rule of chain trust in table inet ringfence"),
+        harm("insert rule OURS sent return", "added a rule to chain sent in table inet ringfence"),
+        harm("flush chain OURS postrouting", "deleted a rule of chain postrouting in table inet ringfence"),
+        harm(
+            "flush chain OURS postrouting; delete chain OURS postrouting",
+            "deleted a rule of chain postrouting in table inet ringfence, and more",
         ),
         harm("chain OURS forward { policy drop; }", "added or changed chain forward in table inet ringfence"),
         harm("table OURS { flags dormant; }", "changed the flags in table inet ringfence"),

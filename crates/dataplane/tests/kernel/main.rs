@@ -5,10 +5,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod drift;
+mod masquerade;
 mod namespace;
 mod pods;
 #[path = "../model/random.rs"]
 mod random;
+mod reach;
 mod unknown;
 
 use std::error::Error;
@@ -50,6 +52,15 @@ fn main() {
         ("hostile_names_are_only_comments", hostile_names_are_only_comments),
         ("unknown_pods", || unknown::packets(new())),
         ("no_packet_while_pods_become_known", || unknown::flood(new(), 3000)),
+        ("other_nodes_are_believed_about_endpoints", reach::endpoints),
+        ("other_nodes_are_believed_about_local_pods", reach::local_pods),
+        ("other_nodes_are_exempt", reach::exempt),
+        ("what_the_node_sends_to_pods_of_others", reach::sent),
+        ("errors_reach_pods_of_others", reach::errors),
+        ("sources_are_kept_against_nft", masquerade::kept_against_nft),
+        ("sources_are_kept_against_iptables_nft", || masquerade::kept_against_iptables("nft")),
+        ("sources_are_kept_against_iptables_legacy", || masquerade::kept_against_iptables("legacy")),
+        ("base_chain_for_sources_comes_and_goes", masquerade::base_chain_comes_and_goes),
         ("what_the_alarm_tells_is_mended", drift::what_the_alarm_tells_is_mended),
         ("what_is_read_back_is_mended", drift::what_is_read_back_is_mended),
         ("what_is_ours_is_recognised", drift::what_is_ours_is_recognised),
@@ -133,7 +144,11 @@ fn random_sequences() -> Result<(), Failed> {
 }
 
 fn text_can_be_checked() -> Result<(), Failed> {
-    for script in [include_str!("../model/scripts/small.nft"), include_str!("../model/scripts/guarded.nft")] {
+    for script in [
+        include_str!("../model/scripts/small.nft"),
+        include_str!("../model/scripts/guarded.nft"),
+        include_str!("../model/scripts/reaching.nft"),
+    ] {
         clean(|| nft(&["-c", "-f", "-"], script))?;
     }
     for (_, text) in conformance::SEQUENCES {

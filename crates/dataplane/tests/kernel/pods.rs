@@ -73,7 +73,8 @@ pub(crate) fn connect(to: [&'static str; 2], port: u16) -> [Answer; 2] {
     })
 }
 
-fn ip(command: &str) {
+/// Runs ip in the network namespace of the calling thread.
+pub(crate) fn ip(command: &str) {
     let arguments: Vec<&str> = command.split(' ').collect();
     let output = Command::new("ip").args(arguments).output().expect("install the package iproute2");
     assert!(output.status.success(), "ip {command}: {}", String::from_utf8_lossy(&output.stderr));

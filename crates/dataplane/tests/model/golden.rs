@@ -19,6 +19,11 @@ fn the_script_of_a_small_program() {
 }
 
 #[test]
+fn the_script_of_a_program_that_judges_for_others() {
+    check("reaching", include_str!("scripts/reaching.program"));
+}
+
+#[test]
 fn the_script_of_a_program_that_guards_ranges() {
     check("guarded", include_str!("scripts/guarded.program"));
 }

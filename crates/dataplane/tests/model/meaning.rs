@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 use proptest::sample::select;
 use ringfence_compile::{Admission, Program};
-use ringfence_dataplane::nft::{ChainName, Element, Hook, NftOptions, Rule, Ruleset, SetName, ruleset};
+use ringfence_dataplane::nft::{
+    ChainName, Content, Element, Hook, NftOptions, Rule, Ruleset, SetName, Towards, ruleset,
+};
 use ringfence_model::{Direction, Family, Flow, Protocol, Transport};
 
 use crate::random;
@@ -60,6 +62,28 @@ impl Interpreter<'_> {
                     (unknown.then_some(ChainName::Deny(*direction)), None)
                 }
                 Rule::Judge => (Some(ChainName::Judge), None),
+                Rule::JudgeSent if self.from_node => (None, Some(ChainName::Sent)),
+                Rule::JudgeSent => continue,
+                Rule::AllowLocal(family) if self.holds(Content::Local, *family, self.flow.destination) => {
+                    return Verdict::Return;
+                }
+                Rule::AllowSentErrors(errors) if is_error(&self.flow, errors.types()) => return Verdict::Return,
+                Rule::AllowLocal(_) | Rule::AllowSentErrors(_) => continue,
+                Rule::TrustFromNodes(family, towards) => {
+                    let Flow { source, destination, .. } = self.flow;
+                    let covered = match towards {
+                        Towards::Judged => self.holds_endpoint(*family),
+                        Towards::Local => self.holds(Content::Local, *family, destination),
+                        Towards::Anything => true,
+                    };
+                    let trusted = !self.forged && self.holds(Content::Nodes, *family, source) && covered;
+                    (None, trusted.then_some(ChainName::Trust))
+                }
+                Rule::TrustToNodes(family) => {
+                    let trusted = self.holds(Content::Nodes, *family, self.flow.destination);
+                    (None, trusted.then_some(ChainName::Trust))
+                }
+                Rule::KeepSource(_) => panic!("a packet is judged where sources are translated"),
                 Rule::Ask(direction, family) => {
                     let set =
                         |set: &SetName| set.to_string() == format!("{}_pods", ChainName::Side(*direction, *family));
@@ -105,6 +129,30 @@ impl Interpreter<'_> {
         Verdict::Return
     }
 
+    fn set(&self, content: Content, family: Family) -> &[Element] {
+        let name = SetName { direction: Direction::Ingress, family, content };
+        let (_, elements) = self.rules.sets.iter().find(|(set, _)| *set == name).expect("a rule asks a missing set");
+        elements
+    }
+
+    /// Whether an address is in a set of addresses.
+    fn holds(&self, content: Content, family: Family, wanted: IpAddr) -> bool {
+        self.set(content, family).iter().any(|element| match element {
+            Element::Local(address) | Element::Node(address) => *address == wanted,
+            element => panic!("{element} in a set of addresses"),
+        })
+    }
+
+    fn holds_endpoint(&self, family: Family) -> bool {
+        let Flow { destination, transport, .. } = self.flow;
+        self.set(Content::Judged, family).iter().any(|element| match element {
+            Element::Judged { address, protocol, port } => {
+                *address == destination && transport == Transport::Port(*protocol, *port)
+            }
+            element => panic!("{element} in a set of endpoints"),
+        })
+    }
+
     fn lookup(&self, family: Family, wanted: impl Fn(&SetName) -> bool) -> bool {
         self.element(family, wanted).is_some()
     }
@@ -143,13 +191,26 @@ impl Interpreter<'_> {
             }
             Element::Peer(address) => *address == peer,
             Element::Packets(_) => true,
+            Element::Local(_) | Element::Node(_) | Element::Judged { .. } | Element::Kept(_) => {
+                panic!("{element} in a set about subjects")
+            }
             Element::Block(range) => range.first <= peer && peer <= range.last,
         }
     }
 }
 
+fn is_error(flow: &Flow, (family, first, last): (Family, u8, u8)) -> bool {
+    match flow.transport {
+        Transport::Icmp(kind) => family == Family::V4 && (first..=last).contains(&kind),
+        Transport::Icmpv6(kind) => family == Family::V6 && (first..=last).contains(&kind),
+        _ => false,
+    }
+}
+
 fn addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
-    const V4: [&str; 9] = [
+    const V4: [&str; 11] = [
+        "192.0.2.2",
+        "10.9.0.3",
         "10.0.0.1",
         "10.0.0.2",
         "10.0.0.3",
@@ -160,7 +221,7 @@ fn addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
         "223.0.0.1",
         "255.255.255.255",
     ];
-    const V6: [&str; 6] = ["fd00::1", "fd00::2", "fd00:9::1", "fd00:9::2", "::1", "fe80::1"];
+    const V6: [&str; 7] = ["2001:db8::2", "fd00::1", "fd00::2", "fd00:9::1", "fd00:9::2", "::1", "fe80::1"];
     let pair = |from: &'static [&'static str]| {
         (select(from).prop_map(random::address), select(from).prop_map(random::address))
     };
@@ -169,7 +230,7 @@ fn addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
 
 fn flow() -> impl Strategy<Value = Flow> {
     let port = select(&[0, 15, 16, 53, 80, 99, 100, 200, 300, 65534, 65535][..]);
-    let kind = select(&[1_u8, 8, 128, 132, 133, 136, 137][..]);
+    let kind = select(&[1_u8, 3, 8, 12, 128, 132, 133, 136, 137][..]);
     (addresses(), select(&Protocol::ALL[..]), port, kind, 0..4).prop_map(
         |((source, destination), protocol, port, kind, choice)| {
             let transport = match (choice, source.is_ipv4()) {
@@ -198,14 +259,22 @@ proptest! {
             let allowed = program.eval(&flow).allowed();
             let packet = Interpreter { rules: &rules, flow, from_node: false, forged: false };
             prop_assert_eq!(packet.passes(Hook::Forward), allowed, "{}", flow);
-            // Output cannot tell where a packet came from, so nothing reaches itself there.
+            // Output cannot tell where a packet came from, so nothing reaches itself there, and no node is believed.
             let itself = flow.source == flow.destination;
+            let mut unbelieving = program.clone();
+            unbelieving.reach.nodes.remove(&flow.source);
+            let allowed = unbelieving.eval(&flow).allowed();
             prop_assert!(itself || packet.passes(Hook::Output) == allowed);
             let packet = Interpreter { forged: true, ..packet };
             prop_assert_eq!(packet.passes(Hook::Forward), packet.passes(Hook::Output), "the source is forged");
             let packet = Interpreter { from_node: true, ..packet };
-            prop_assert!(packet.passes(Hook::Output));
             prop_assert!(itself || packet.passes(Hook::Forward) == allowed, "the source is forged");
+            // What the node sends is asked about at its other end only.
+            let own = Program { node_addresses: [flow.source].into(), ..unbelieving };
+            let errors = [(Family::V4, 3, 3), (Family::V4, 11, 12), (Family::V6, 1, 4)];
+            let tells = errors.into_iter().any(|errors| is_error(&flow, errors));
+            let sends = tells || own.eval(&flow).ingress.allowed;
+            prop_assert!(itself || packet.passes(Hook::Output) == sends, "from the node: {}", flow);
         }
     }
 }

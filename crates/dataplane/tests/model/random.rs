@@ -7,11 +7,15 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 use ringfence_compile::{
-    Admission, ClassId, Gate, GateId, Guard, PortTable, Program, ProtocolRange, Reach, Side, Subject,
+    Admission, Believed, ClassId, Gate, GateId, Guard, PortTable, Program, ProtocolRange, Reach, Side, Subject,
 };
 use ringfence_model::{AddressRange, Family, PortRange, Protocol};
 
 const LOCAL: [&str; 5] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "fd00::1", "fd00::2"];
+/// Other nodes. Some of the addresses can be in guarded ranges.
+const NODES: [&str; 4] = ["192.0.2.2", "10.9.0.3", "fd00:9::2", "2001:db8::2"];
+/// Networks towards which sources are kept: disjoint, in order.
+const KEPT: [&str; 5] = ["10.0.0.0/9", "10.128.0.0/10", "10.192.0.0/10", "fd00:8::/32", "fd00:9::/64"];
 const PEERS: [&str; 7] = ["10.0.0.1", "10.9.0.1", "10.9.0.2", "10.9.0.3", "fd00::1", "fd00:9::1", "fd00:9::2"];
 /// Where segments of ports may start. Each lasts until the next one starts.
 const PORTS: [u16; 10] = [0, 15, 16, 53, 80, 81, 100, 300, 65534, 65535];
@@ -125,18 +129,32 @@ fn side() -> impl Strategy<Value = Side> {
 
 pub(crate) fn program() -> impl Strategy<Value = Program> {
     let node_addresses = addresses(&["192.0.2.1", "2001:db8::1"]);
-    (side(), side(), node_addresses, guard()).prop_map(|(ingress, egress, node_addresses, guard)| {
+    (side(), side(), node_addresses, guard(), reach()).prop_map(|(ingress, egress, node_addresses, guard, reach)| {
         let node = Arc::from("node");
-        knowing_its_own(Program {
-            generation: 0,
-            node,
-            node_addresses,
-            ingress,
-            egress,
-            guard,
-            reach: Reach::default(),
-        })
+        knowing_its_own(Program { generation: 0, node, node_addresses, ingress, egress, guard, reach })
     })
+}
+
+fn reach() -> impl Strategy<Value = Reach> {
+    let endpoint = (select(&LOCAL[..]).prop_map(address), select(&Protocol::ALL[..]), select(&PORTS[..]));
+    let believed = prop_oneof![
+        Just(Believed::Nothing),
+        proptest::collection::vec(endpoint, 0..9)
+            .prop_map(|endpoints| Believed::Endpoints(endpoints.into_iter().collect())),
+        Just(Believed::LocalPods),
+        Just(Believed::Everything),
+    ];
+    let kept = prop_oneof![Just(Vec::new()), subsequence(KEPT.to_vec(), 1..3), Just(vec!["0.0.0.0/0", "::/0"])];
+    // As a rule nothing reaches beyond, or all of it is drawn, whether it makes sense together or not.
+    let drawn = (proptest::bool::ANY, addresses(&LOCAL), addresses(&NODES), believed, kept);
+    let drawn = drawn.prop_map(|(judges_others, local, nodes, believed, kept)| Reach {
+        judges_others,
+        local: local.into_iter().collect(),
+        nodes: nodes.into_iter().collect(),
+        believed,
+        unmasqueraded: kept.into_iter().map(|network| network.parse().unwrap()).collect(),
+    });
+    prop_oneof![1 => Just(Reach::default()), 3 => drawn]
 }
 
 fn guard() -> impl Strategy<Value = Guard> {
@@ -157,10 +175,22 @@ fn knowing_its_own(program: Program) -> Program {
 
 /// Like [`program`], and sometimes with one side the same, the same map nodes even, as in the program before.
 pub(crate) fn programs() -> impl Strategy<Value = Vec<Program>> {
-    proptest::collection::vec((program(), 0..3), 2..5).prop_map(|drawn| {
+    proptest::collection::vec((program(), 0..3, 0..4), 2..5).prop_map(|drawn| {
         let mut programs: Vec<Program> = Vec::new();
-        for (mut program, keep) in drawn {
+        for (mut program, keep, keep_reach) in drawn {
             if let Some(before) = programs.last() {
+                match keep_reach {
+                    0 => program.reach = before.reach.clone(),
+                    // What the node has to do stays, who there is changes.
+                    1 => {
+                        program.reach.judges_others = before.reach.judges_others;
+                        match (&before.reach.believed, &program.reach.believed) {
+                            (Believed::Endpoints(_), Believed::Endpoints(_)) => {}
+                            (believed, _) => program.reach.believed = believed.clone(),
+                        }
+                    }
+                    _ => {}
+                }
                 match keep {
                     0 => program.ingress = before.ingress.clone(),
                     1 => program.egress = before.egress.clone(),
