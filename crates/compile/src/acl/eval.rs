@@ -84,7 +84,8 @@ impl Acl {
         if subject == peer && !unknown {
             return yes(AclReason::SameAddress);
         }
-        if self.node_addresses.contains(&peer) && self.is_local(subject) {
+        // What is in a guarded range is the node's own, known or not.
+        if self.node_addresses.contains(&peer) && (unknown || self.is_local(subject)) {
             return yes(AclReason::OwnNode);
         }
         if unknown {

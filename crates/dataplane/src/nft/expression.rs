@@ -94,7 +94,7 @@ pub(super) fn encode(rule: &Rule, list: &mut Attributes<'_>) {
     let mut list = Expressions(Attributes(list.0));
     match rule {
         Rule::AcceptOpen => list.connection_has(Ct::State, ESTABLISHED).verdict(Verdict::Accept, None),
-        Rule::AcceptFromNode => list.source_is_local().verdict(Verdict::Accept, None),
+        Rule::AcceptFromNode => list.is_local(End::Source).verdict(Verdict::Accept, None),
         Rule::AcceptOwnResets => list
             .connection_has(Ct::State, RELATED)
             .meta(Meta::L4proto, FIRST)
@@ -103,11 +103,11 @@ pub(super) fn encode(rule: &Rule, list: &mut Attributes<'_>) {
             .has_one_of(&[TCP_RESET])
             .verdict(Verdict::Accept, None),
         Rule::Judge => list.verdict(Verdict::Jump, Some(ChainName::Judge)),
-        Rule::JudgeSent => list.source_is_local().verdict(Verdict::Goto, Some(ChainName::Sent)),
+        Rule::AllowToItself => list.is_local(End::Destination).verdict(Verdict::Return, None),
+        Rule::JudgeSent => list.is_local(End::Source).verdict(Verdict::Goto, Some(ChainName::Sent)),
         Rule::AllowLocal(family) => {
             list.family(*family).member(*family, End::Destination, Content::Local).verdict(Verdict::Return, None)
         }
-        Rule::AllowSentErrors(errors) => list.icmp_type(errors.types()).verdict(Verdict::Return, None),
         Rule::TrustFromNodes(family, towards) => {
             list.family(*family).member(*family, End::Source, Content::Nodes);
             match towards {
@@ -270,13 +270,18 @@ impl Expressions<'_> {
         })
     }
 
-    fn source_is_local(&mut self) -> &mut Self {
-        // NFTA_FIB_F_SADDR, NFT_FIB_RESULT_ADDRTYPE, and RTN_LOCAL of linux/rtnetlink.h.
-        const SOURCE: u32 = 1;
+    /// The address is one of this node's.
+    fn is_local(&mut self, end: End) -> &mut Self {
+        // NFT_FIB_RESULT_ADDRTYPE, and RTN_LOCAL of linux/rtnetlink.h.
         const ADDRESS_TYPE: u32 = 3;
         const LOCAL: u32 = 2;
+        // NFTA_FIB_F_SADDR and NFTA_FIB_F_DADDR.
+        let whose = match end {
+            End::Source => 1,
+            End::Destination => 2,
+        };
         self.add("fib", |fib| {
-            fib.number(fib::FLAGS, SOURCE).number(fib::RESULT, ADDRESS_TYPE).number(fib::DREG, listed(FIRST));
+            fib.number(fib::FLAGS, whose).number(fib::RESULT, ADDRESS_TYPE).number(fib::DREG, listed(FIRST));
         });
         self.compare(Compare::Equal, &LOCAL.to_ne_bytes())
     }
@@ -294,21 +299,12 @@ impl Expressions<'_> {
     }
 
     fn neighbour_discovery(&mut self) -> &mut Self {
-        self.icmp_type((Family::V6, 133, 136))
-    }
-
-    /// ICMP of a family, of a type from the first to the last.
-    fn icmp_type(&mut self, (family, first, last): (Family, u8, u8)) -> &mut Self {
-        self.family(family).meta(Meta::L4proto, FIRST).compare(Compare::Equal, &[icmp(family)]).payload(
-            Base::Transport,
-            0,
-            1,
-            FIRST,
-        );
-        if first == last {
-            return self.compare(Compare::Equal, &[first]);
-        }
-        self.compare(Compare::AtLeast, &[first]).compare(Compare::AtMost, &[last])
+        self.family(Family::V6)
+            .meta(Meta::L4proto, FIRST)
+            .compare(Compare::Equal, &[icmp(Family::V6)])
+            .payload(Base::Transport, 0, 1, FIRST)
+            .compare(Compare::AtLeast, &[133])
+            .compare(Compare::AtMost, &[136])
     }
 
     /// An address of the packet is in a set.

@@ -37,7 +37,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use ringfence_compile::Program;
 
 pub use name::{ChainName, Content, Epoch, Hook, Members, SetName, Shape, TABLE};
-pub use ruleset::{DenyAction, Element, Errors, Field, Rule, Ruleset, Towards, comment};
+pub use ruleset::{DenyAction, Element, Field, Rule, Ruleset, Towards, comment};
 
 use crate::backend::{Applied, ApplyError, Backend, Drift};
 use crate::diff::ProgramDiff;

@@ -13,7 +13,9 @@
 //! that a pod forges is the address of a peer, which no policy admits unless one names it.
 //!
 //! `sent` does not ask about the source, which is the node itself: bridge addresses lie in guarded ranges, and are no pods.
-//! Nor does it ask whether the destination is known: what is in a guarded range is a pod of this node, known or not.
+//! Nor does it ask whether the destination is known: what is in a guarded range is a pod of this node, known or not. A
+//! node reaches itself, whatever addresses pods of others claim. The errors by which it refuses what such pods send are
+//! related to that, so `in_deny` lets them through.
 //!
 //! Which sets and chains there are follows from what the node has to do, not from who there is: other nodes and pods come
 //! and go as elements, and no rule changes.
@@ -25,7 +27,7 @@ use ringfence_model::{Direction, Family, Protocol};
 
 use super::layout::Layout;
 use super::name::{ChainName, Content, Hook, SetName};
-use super::ruleset::{Element, Errors, Rule, Towards};
+use super::ruleset::{Element, Rule, Towards};
 
 /// What the sets hold.
 const CONTENTS: [Content; 4] = [Content::Local, Content::Nodes, Content::Judged, Content::Kept];
@@ -130,7 +132,7 @@ impl Layout<'_> {
     pub(super) fn sent(self) -> Vec<Rule> {
         let mut rules = vec![Rule::AcceptNeighbourDiscovery];
         rules.extend(Family::ALL.map(Rule::AllowLocal));
-        rules.extend(Errors::ALL.map(Rule::AllowSentErrors));
+        rules.push(Rule::AllowToItself);
         rules.extend(self.ask(Direction::Ingress));
         rules.push(self.epoch_rule());
         rules

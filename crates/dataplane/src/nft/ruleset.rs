@@ -104,9 +104,8 @@ pub enum Rule {
     JudgeSent,
     /// Allows packets to pods of this node.
     AllowLocal(Family),
-    /// Allows errors about packets. The node sends them when it refuses, and when a packet cannot go on. Only for what the
-    /// node sends itself.
-    AllowSentErrors(Errors),
+    /// Allows packets to addresses of this node, whoever claims to have them. Only for what the node sends itself.
+    AllowToItself,
     /// Takes a packet from another node, which has judged it, to where the end decides. It must have come in by the device
     /// that leads to that node: an address proves nothing. Only for the forward hook, which knows that.
     TrustFromNodes(Family, Towards),
@@ -165,31 +164,6 @@ pub enum Towards {
     Local,
     /// Everything.
     Anything,
-}
-
-/// Types of ICMP messages that are errors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Errors {
-    /// Destination unreachable, over IPv4.
-    Unreachable,
-    /// Time exceeded and parameter problem, over IPv4.
-    Undeliverable,
-    /// Types 1 to 4 of ICMPv6: the same, and packet too big.
-    V6,
-}
-
-impl Errors {
-    /// All.
-    pub(super) const ALL: [Errors; 3] = [Errors::Unreachable, Errors::Undeliverable, Errors::V6];
-
-    /// The family, and the first and last of the types (RFC 792, RFC 4443).
-    pub fn types(self) -> (Family, u8, u8) {
-        match self {
-            Errors::Unreachable => (Family::V4, 3, 3),
-            Errors::Undeliverable => (Family::V4, 11, 12),
-            Errors::V6 => (Family::V6, 1, 4),
-        }
-    }
 }
 
 /// What to do with packets that are refused.
@@ -269,8 +243,8 @@ impl Rule {
             Rule::Admit { origin, .. } => Some(comment(origin)),
             Rule::AcceptItself(_) => Some("a pod to itself".to_owned()),
             Rule::JudgeSent => Some("this node".to_owned()),
+            Rule::AllowToItself => Some("this node to itself".to_owned()),
             Rule::AllowLocal(_) => Some("this node to its pods".to_owned()),
-            Rule::AllowSentErrors(_) => Some("errors of this node".to_owned()),
             Rule::TrustFromNodes(_, Towards::Anything) => Some("from other nodes".to_owned()),
             Rule::TrustFromNodes(..) => Some("judged by other nodes".to_owned()),
             Rule::TrustToNodes(_) => Some("to other nodes".to_owned()),

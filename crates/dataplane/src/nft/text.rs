@@ -130,18 +130,9 @@ impl fmt::Display for Rule {
             Rule::AcceptFromNode => f.write_str("fib saddr type local accept"),
             Rule::Judge => write!(f, "jump {}", ChainName::Judge),
             Rule::JudgeSent => write!(f, "fib saddr type local goto {}", ChainName::Sent),
+            Rule::AllowToItself => f.write_str("fib daddr type local return"),
             Rule::AllowLocal(family) => {
                 write!(f, "{} daddr @{} return", ip(*family), SetName::of_either(*family, Content::Local))
-            }
-            Rule::AllowSentErrors(errors) => {
-                let icmp = match errors.types() {
-                    (Family::V4, ..) => "icmp",
-                    (Family::V6, ..) => "icmpv6",
-                };
-                match errors.types() {
-                    (_, first, last) if first == last => write!(f, "{icmp} type {first} return"),
-                    (_, first, last) => write!(f, "{icmp} type {first}-{last} return"),
-                }
             }
             Rule::TrustFromNodes(family, towards) => {
                 let (ip, set) = (ip(*family), |content| SetName::of_either(*family, content));

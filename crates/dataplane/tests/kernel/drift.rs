@@ -76,8 +76,8 @@ fn harms() -> Vec<(String, &'static str)> {
         harm("add element OURS nodes6 { fd00::9 }", "added to set nodes6 in table inet ringfence"),
         harm("flush set OURS local6", "deleted from set local6 in table inet ringfence"),
         harm("add element OURS judged4 { 10.0.0.1 . tcp . 81 }", "added to set judged4 in table inet ringfence"),
-        harm("delete element OURS kept4 { 10.128.0.0/9 }", "deleted from set kept4 in table inet ringfence"),
-        harm("flush chain OURS trust", "deleted a rule of chain trust in table inet ringfence"),
+        harm("delete element OURS kept4 { 10.128.0.0/9 }", "deleted from set kept4 in table inet ringfence, and more"),
+        harm("flush chain OURS trust", "deleted a rule of chain trust in table inet ringfence, and more"),
         harm("insert rule OURS sent return", "added a rule to chain sent in table inet ringfence"),
         harm("flush chain OURS postrouting", "deleted a rule of chain postrouting in table inet ringfence"),
         harm(

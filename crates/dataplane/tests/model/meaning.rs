@@ -67,8 +67,8 @@ impl Interpreter<'_> {
                 Rule::AllowLocal(family) if self.holds(Content::Local, *family, self.flow.destination) => {
                     return Verdict::Return;
                 }
-                Rule::AllowSentErrors(errors) if is_error(&self.flow, errors.types()) => return Verdict::Return,
-                Rule::AllowLocal(_) | Rule::AllowSentErrors(_) => continue,
+                // The node is at one end only.
+                Rule::AllowLocal(_) | Rule::AllowToItself => continue,
                 Rule::TrustFromNodes(family, towards) => {
                     let Flow { source, destination, .. } = self.flow;
                     let covered = match towards {
@@ -199,14 +199,6 @@ impl Interpreter<'_> {
     }
 }
 
-fn is_error(flow: &Flow, (family, first, last): (Family, u8, u8)) -> bool {
-    match flow.transport {
-        Transport::Icmp(kind) => family == Family::V4 && (first..=last).contains(&kind),
-        Transport::Icmpv6(kind) => family == Family::V6 && (first..=last).contains(&kind),
-        _ => false,
-    }
-}
-
 fn addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
     const V4: [&str; 11] = [
         "192.0.2.2",
@@ -230,7 +222,7 @@ fn addresses() -> impl Strategy<Value = (IpAddr, IpAddr)> {
 
 fn flow() -> impl Strategy<Value = Flow> {
     let port = select(&[0, 15, 16, 53, 80, 99, 100, 200, 300, 65534, 65535][..]);
-    let kind = select(&[1_u8, 3, 8, 12, 128, 132, 133, 136, 137][..]);
+    let kind = select(&[1_u8, 8, 128, 132, 133, 136, 137][..]);
     (addresses(), select(&Protocol::ALL[..]), port, kind, 0..4).prop_map(
         |((source, destination), protocol, port, kind, choice)| {
             let transport = match (choice, source.is_ipv4()) {
@@ -271,9 +263,7 @@ proptest! {
             prop_assert!(itself || packet.passes(Hook::Forward) == allowed, "the source is forged");
             // What the node sends is asked about at its other end only.
             let own = Program { node_addresses: [flow.source].into(), ..unbelieving };
-            let errors = [(Family::V4, 3, 3), (Family::V4, 11, 12), (Family::V6, 1, 4)];
-            let tells = errors.into_iter().any(|errors| is_error(&flow, errors));
-            let sends = tells || own.eval(&flow).ingress.allowed;
+            let sends = own.eval(&flow).ingress.allowed;
             prop_assert!(itself || packet.passes(Hook::Output) == sends, "from the node: {}", flow);
         }
     }
