@@ -306,3 +306,52 @@ impl Changes {
         self.0.entry(set).or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::notation::parse;
+
+    fn needs(from: &str, to: &str) -> bool {
+        let [from, to] = [from, to].map(|text| parse("node", text).expect("a program"));
+        needs_new_epoch(&from, &to, &ProgramDiff::between(&from, &to))
+    }
+
+    #[test]
+    fn only_mixtures_of_rights_need_an_epoch() {
+        let both = "believes endpoints\nother-node 192.0.2.2\nendpoint 10.0.0.1 TCP/80\n";
+        let others = "believes endpoints\nother-node 192.0.2.3\nendpoint 10.0.0.1 TCP/80\n";
+        let elsewhere = "believes endpoints\nother-node 192.0.2.2\nendpoint 10.0.0.1 TCP/81\n";
+        let all_other = "believes endpoints\nother-node 192.0.2.3\nendpoint 10.0.0.1 TCP/81\n";
+        let node_alone = "believes endpoints\nother-node 192.0.2.2\n";
+        let endpoint_alone = "believes endpoints\nendpoint 10.0.0.1 TCP/80\n";
+        let nothing = "believes endpoints\n";
+        let alone = [(both, others), (both, elsewhere), (both, node_alone), (both, endpoint_alone), (both, nothing)];
+        for (from, to) in alone {
+            assert!(!needs(from, to) && !needs(to, from), "{from} {to}");
+        }
+        for (from, to) in [(node_alone, endpoint_alone), (both, all_other), (others, elsewhere)] {
+            assert!(needs(from, to) && needs(to, from), "{from} {to}");
+        }
+    }
+
+    #[test]
+    fn rights_of_different_kinds_are_mixed_too() {
+        let known = "believes local-pods\nguard 10.0.0.0/24\nknown 10.0.0.1\nlocal 10.0.0.1\n";
+        let node = "believes local-pods\nguard 10.0.0.0/24\nlocal 10.0.0.1\nother-node 192.0.2.2\n";
+        assert!(needs(known, node) && needs(node, known));
+        let local = "believes local-pods\nlocal 10.0.0.1\n";
+        let node = "believes local-pods\nother-node 192.0.2.2\n";
+        assert!(needs(local, node) && needs(node, local));
+    }
+
+    #[test]
+    fn other_tasks_need_an_epoch_and_other_networks_do_not() {
+        for task in ["judges-others", "believes endpoints", "believes local-pods", "believes everything"] {
+            assert!(needs("", task) && needs(task, ""), "{task}");
+        }
+        let kept = "local 10.0.0.1\nunmasqueraded 10.128.0.0/9\nguard 10.0.0.0/24\nknown 10.0.0.9";
+        let other = "local 10.0.0.2\nunmasqueraded fd00::/9\nguard 10.0.0.0/24\nknown 10.0.0.9";
+        assert!(!needs(kept, other));
+    }
+}

@@ -56,6 +56,7 @@ fn main() {
         ("other_nodes_are_believed_about_local_pods", reach::local_pods),
         ("other_nodes_are_exempt", reach::exempt),
         ("what_the_node_sends_to_pods_of_others", reach::sent),
+        ("no_packet_while_nodes_and_endpoints_take_turns", reach::flood),
         ("errors_reach_pods_of_others", reach::errors),
         ("sources_are_kept_against_nft", masquerade::kept_against_nft),
         ("sources_are_kept_against_iptables_nft", || masquerade::kept_against_iptables("nft")),

@@ -2,6 +2,9 @@
 
 use std::io::ErrorKind;
 use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use ringfence_dataplane::{NftBackend, Reconciler};
@@ -217,4 +220,36 @@ pub(crate) fn errors() {
         });
         assert_ne!(told, ErrorKind::WouldBlock, "{}", REMOTE[family]);
     }
+}
+
+/// Datagrams from the other node to an endpoint, while there is either the node or the endpoint: none may arrive.
+pub(crate) fn flood() {
+    let mut network = Network::new();
+    let node_alone = [LOCAL, NODES, "\nbelieves endpoints", POLICIES];
+    let endpoints_alone = [LOCAL, ENDPOINTS, POLICIES];
+    network.enforce(&node_alone);
+    let end = Arc::new(AtomicBool::new(false));
+    let stop = end.clone();
+    let flood = network.node.inside(move || {
+        let [v4, v6] = NODE.map(|source| UdpSocket::bind((source, 0)).unwrap());
+        thread::spawn(move || {
+            let mut sent = 0_usize;
+            while !stop.load(Ordering::Relaxed) {
+                // A refusal may be told to the next one.
+                sent += usize::from(v4.send_to(b"v4", (ONE[0], 9)).is_ok());
+                sent += usize::from(v6.send_to(b"v6", (ONE[1], 9)).is_ok());
+            }
+            sent
+        })
+    });
+    for _ in 0..1000 {
+        network.enforce(&endpoints_alone);
+        network.enforce(&node_alone);
+    }
+    assert!(network.datagrams.recv(&mut [0; 8]).is_err(), "neither state lets it through");
+    // The same datagrams arrive as soon as they may.
+    network.enforce(&[LOCAL, NODES, ENDPOINTS, POLICIES]);
+    assert!((0..50).any(|_| network.datagrams.recv(&mut [0; 8]).is_ok()), "nothing arrives at all");
+    end.store(true, Ordering::Relaxed);
+    assert!(flood.join().unwrap() > 1000);
 }
