@@ -152,7 +152,7 @@ impl Layout<'_> {
     }
 
     fn output(self) -> Vec<Rule> {
-        let mut rules = vec![Rule::AcceptOpen, self.from_the_node(), Rule::AcceptOwnResets];
+        let mut rules = vec![Rule::AcceptOpen, self.rule_of_own(), Rule::AcceptOwnResets];
         rules.extend(self.trust_to_nodes());
         rules.push(Rule::Judge);
         rules

@@ -117,7 +117,7 @@ impl Layout<'_> {
     }
 
     /// What becomes of the node's own packets.
-    pub(super) fn from_the_node(self) -> Rule {
+    pub(super) fn rule_of_own(self) -> Rule {
         if self.reach().judges_others { Rule::JudgeSent } else { Rule::AcceptFromNode }
     }
 
