@@ -1,10 +1,9 @@
 //! Removing what of ours is in variants of iptables that are not in use.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::listing::Stock;
-use super::name::{Edition, edition_of_set};
+use super::name::{Edition, Table, edition_of_set};
 use super::tools::{Missing, families, legacy_has};
 use super::{IptablesBackend, IptablesOptions, Variant, plan};
 use crate::backend::{Applied, ApplyError};
@@ -37,7 +36,7 @@ pub(crate) fn clear_variants_but(in_use: Option<Variant>) -> Result<ClearedVaria
             Err(error) => return Err(error),
         };
         if in_use == Some(variant) {
-            kept = backend.chains()?.editions();
+            kept = backend.tools.chains()?.editions();
         } else if backend.delete_chains()? {
             cleared.removed.push(variant);
         }
@@ -52,9 +51,10 @@ pub(crate) fn clear_variants_but(in_use: Option<Variant>) -> Result<ClearedVaria
     Ok(cleared)
 }
 
-/// Whether the kernel has the table where chains of this variant would be. Of nftables that is not asked.
+/// Whether the kernel has a table where chains of this variant would be. Of nftables that is not asked.
 fn may_have_chains(variant: Variant) -> bool {
-    variant == Variant::Nft || families().into_iter().any(|family| legacy_has(family, Some("filter")))
+    let has = |table: Table| families().into_iter().any(|family| legacy_has(family, Some(table.name())));
+    variant == Variant::Nft || Table::ALL.into_iter().any(has)
 }
 
 fn lacks_tools(error: &ApplyError) -> bool {
@@ -62,18 +62,9 @@ fn lacks_tools(error: &ApplyError) -> bool {
 }
 
 impl IptablesBackend {
-    /// Our chains in this variant.
-    fn chains(&self) -> Result<Stock, ApplyError> {
-        let mut families = BTreeMap::new();
-        for family in &self.tools.families {
-            families.insert(*family, self.tools.listing(*family)?);
-        }
-        Ok(Stock { families, sets: Vec::new() })
-    }
-
     /// Deletes our chains of this variant, and what leads to them. Whether there was anything.
     pub(super) fn delete_chains(&mut self) -> Result<bool, ApplyError> {
-        let steps = plan::cleanup(&self.chains()?);
+        let steps = plan::cleanup(&self.tools.chains()?);
         self.run(&steps).map_err(|stopped| stopped.error)?;
         Ok(!steps.is_empty())
     }

@@ -33,6 +33,8 @@ pub struct AclDiff {
     pub node_addresses_removed: Vec<IpAddr>,
     /// Other ranges are guarded. Which addresses in them are known is in a set.
     pub guard_changed: bool,
+    /// It judges or believes others, or keeps sources, in another way. Who they are is in sets.
+    pub reach_changed: bool,
 }
 
 impl AclDiff {
@@ -47,6 +49,7 @@ impl AclDiff {
             node_addresses_added: to.node_addresses.difference(&from.node_addresses).copied().collect(),
             node_addresses_removed: from.node_addresses.difference(&to.node_addresses).copied().collect(),
             guard_changed: from.guard != to.guard,
+            reach_changed: from.reach != to.reach,
         }
     }
 
@@ -66,5 +69,6 @@ impl AclDiff {
             && self.node_addresses_added.is_empty()
             && self.node_addresses_removed.is_empty()
             && !self.guard_changed
+            && !self.reach_changed
     }
 }

@@ -5,6 +5,11 @@
 //! OUTPUT  ─► RF-OUTPUT  ─┴─► NS-IN ─► POL-IN ─► RULE-IN …      ingress: the pod is the destination
 //! ```
 //!
+//! What the node itself sends goes through `RFn-OWN`, when pods of other nodes are judged here. What other nodes have
+//! judged is told by two chains: `RF-ORIGIN` in the mangle table marks packets that claim the address of another node and
+//! come from where that is, which can only be asked before a route was sought for them; `RF-FORWARD` takes the mark for that,
+//! lets what it believes go, and clears it. `RF-POSTROUTING` in the nat table is where pods keep their addresses.
+//!
 //! Yes is *return*, no is a terminal verdict. So one direction's yes never ends the other direction's check, and rules of
 //! others still count after ours. A rule chain returns in any case, and says yes by one bit of the packet's mark:
 //! matches of iptables are a conjunction, so "one of these entries" needs either a chain of its own or a verdict that
@@ -16,7 +21,7 @@
 //! A rule has one line for each combination of peers and ports. Who is selected, who the peers are and who serves a
 //! named port is in sets: pods come and go without a rule being written.
 //!
-//! [`Acl::eval`] says yes to the node's own addresses. Here the hook says it: what the node sends has a local source in
+//! [`Acl::eval`] says yes to the node's own addresses, for pods of this node. Here the hook says it: what the node sends has a local source in
 //! `OUTPUT`, and what it receives passes `INPUT`, where we do nothing. [`Acl::eval`] also says yes to a pod that reaches
 //! its own address; here that takes a translated destination, as it has who comes through a Service.
 
@@ -29,14 +34,16 @@ use ringfence_model::{Direction, Family, PortRange};
 
 use super::IptablesOptions;
 use super::members::{self, protocol_name};
-use super::name::{Edition, Hook, Names};
+use super::reach;
+use super::abilities::Abilities;
+use super::name::{Edition, Hook, Names, Table};
 use crate::nft::DenyAction;
 
 /// iptables keeps so many bytes of a comment.
 const COMMENT: usize = 255;
 
 /// Lets packets of open connections pass.
-const OPEN: &str = "-m conntrack --ctstate ESTABLISHED -j RETURN";
+pub(super) const OPEN: &str = "-m conntrack --ctstate ESTABLISHED -j RETURN";
 
 /// Drops what connection tracking cannot place, before the refusal: a reset would end the open connection that a late or
 /// damaged packet belongs to.
@@ -51,8 +58,8 @@ pub(super) struct Layout<'a> {
     pub(super) acl: &'a Acl,
     pub(super) options: &'a IptablesOptions,
     pub(super) edition: Edition,
-    /// Whether rules can compare a packet's two addresses (the kernel has `xt_bpf`).
-    pub(super) compares: bool,
+    /// What the kernel can do.
+    pub(super) can: Abilities,
 }
 
 /// A set of one family.
@@ -81,13 +88,22 @@ impl Set {
     }
 }
 
-impl Layout<'_> {
+impl<'a> Layout<'a> {
     /// What chains and sets are for, by name, in the words of those who wrote the policies.
     pub(super) fn legend(self, family: Family) -> BTreeMap<String, String> {
         let mut legend = BTreeMap::from([
             (self.names().range(family), "peers that policies are about".to_owned()),
             (self.names().hold(family), "whose refusals are silent, while an update takes and gives rights".to_owned()),
         ]);
+        for (chain, meaning) in [
+            (self.names().own(), "what the node itself sends"),
+            (self.names().believed(), "what other nodes have judged"),
+            (Hook::Arrival.chain().to_owned(), "what comes from another node's address comes from where that is"),
+            (Hook::Departure.chain().to_owned(), "what leaves with the address of its pod"),
+            (self.names().kept(family), "networks that see the addresses of pods"),
+        ] {
+            legend.insert(chain, meaning.to_owned());
+        }
         for (id, set) in &self.acl.sets {
             let role = match set.role {
                 SetRole::Isolated => "isolated pods",
@@ -126,6 +142,9 @@ impl Layout<'_> {
         let fixed = |name, elements| Set { name, family, set_type: "hash:net", elements };
         let mut sets =
             vec![fixed(self.names().range(family), self.range(family)), fixed(self.names().hold(family), Vec::new())];
+        if self.hooks(Table::Nat, family) == [Hook::Departure] {
+            sets.push(fixed(self.names().kept(family), members::networks(&self.acl.reach.unmasqueraded, &[], family)));
+        }
         sets.extend(self.acl.sets.keys().filter_map(|id| self.set(*id, family)));
         sets
     }
@@ -150,10 +169,9 @@ impl Layout<'_> {
         }
     }
 
-    /// All chains of a family, callers before those they call.
+    /// All chains of the filter table of a family, callers before those they call.
     pub(super) fn chains(self, family: Family) -> Vec<Chain> {
-        let mut chains: Vec<Chain> =
-            Hook::ALL.into_iter().map(|hook| (hook.chain().to_owned(), self.hook(hook, family))).collect();
+        let mut chains = self.entrances(family);
         for direction in [Direction::Egress, Direction::Ingress] {
             chains.extend(self.unknown(direction, family));
             for (name, namespace) in self.acl.side(direction) {
@@ -163,13 +181,20 @@ impl Layout<'_> {
         chains
     }
 
-    /// The chain that a built-in chain leads to.
-    pub(super) fn hook(self, hook: Hook, family: Family) -> Vec<String> {
+    /// The chains of the filter table that lead to namespaces, and what they lead to before.
+    pub(super) fn entrances(self, family: Family) -> Vec<Chain> {
+        let hooks = [Hook::Forward, Hook::Output];
+        let hooks = hooks.into_iter().map(|hook| (hook.chain().to_owned(), self.hook(hook, family)));
+        hooks.chain(self.own(family)).chain(self.believed_chain(family)).collect()
+    }
+
+    /// The chain that a built-in chain of the filter table leads to.
+    fn hook(self, hook: Hook, family: Family) -> Vec<String> {
         // Also in the chain of policies, where the decision belongs. Here it spares open connections the question in which
         // namespace they are, asked set by set.
         let mut rules = vec![OPEN.to_owned()];
         if hook == Hook::Output {
-            rules.push("-m addrtype --src-type LOCAL -j RETURN".to_owned());
+            rules.extend(self.own_or_not(family));
             // The reset of a refusal is sent in the name of the other end, and belongs to no open connection.
             let reset = "-p tcp -m conntrack --ctstate RELATED -m tcp --tcp-flags RST RST -j RETURN";
             rules.push(reset.to_owned());
@@ -178,22 +203,25 @@ impl Layout<'_> {
             let chain = self.names().unknown(direction);
             rules.extend(self.guarded(family).map(|range| format!("{}-j {chain}", within(direction, range))));
         }
-        if self.compares {
+        rules.extend(self.trust(hook, family));
+        if self.can.compare() {
             rules.push(reaches_itself(family));
         }
         for direction in [Direction::Egress, Direction::Ingress] {
-            for (name, namespace) in self.acl.side(direction) {
-                if let Some(isolated) = self.address_set(namespace.isolated, family) {
-                    let chain = self.names().namespace(direction, name);
-                    let comment = comment(&format!("{name} {direction}"));
-                    rules.push(format!(
-                        "-m set --match-set {isolated} {} -m comment --comment {comment} -j {chain}",
-                        subject(direction)
-                    ));
-                }
-            }
+            rules.extend(self.namespaces(direction, family));
         }
         rules
+    }
+
+    /// What leads to the namespaces of a direction.
+    pub(super) fn namespaces(self, direction: Direction, family: Family) -> impl Iterator<Item = String> + use<'a> {
+        self.acl.side(direction).iter().filter_map(move |(name, namespace)| {
+            let isolated = self.address_set(namespace.isolated, family)?;
+            let chain = self.names().namespace(direction, name);
+            let comment = comment(&format!("{name} {direction}"));
+            let end = subject(direction);
+            Some(format!("-m set --match-set {isolated} {end} -m comment --comment {comment} -j {chain}"))
+        })
     }
 
     /// The chain for the addresses of guarded ranges, if there are any in this family.
@@ -295,17 +323,17 @@ impl Layout<'_> {
         Some(rule)
     }
 
-    fn address_set(self, id: SetId, family: Family) -> Option<String> {
+    pub(super) fn address_set(self, id: SetId, family: Family) -> Option<String> {
         let set = self.acl.sets.get(&id).filter(|set| members::exists(&set.members, family))?;
         (!matches!(set.members, Members::Endpoints(_))).then(|| self.names().set(set.role, family, id))
     }
 
-    fn endpoint_set(self, id: SetId, family: Family) -> Option<String> {
+    pub(super) fn endpoint_set(self, id: SetId, family: Family) -> Option<String> {
         let set = self.acl.sets.get(&id)?;
         matches!(set.members, Members::Endpoints(_)).then(|| self.names().set(set.role, family, id))
     }
 
-    fn clear(self) -> String {
+    pub(super) fn clear(self) -> String {
         format!("-j MARK --set-xmark 0x0/{:#x}", self.options.mark.bits())
     }
 
@@ -411,6 +439,7 @@ fn comment(text: &str) -> String {
 pub(super) fn without(acl: &Acl, closed: impl Fn(&str, &str) -> bool) -> Acl {
     let mut acl = acl.clone();
     let mut used: BTreeSet<SetId> = acl.guard.iter().map(|guard| guard.known).collect();
+    used.extend(reach::sets(&acl.reach));
     for side in [&mut acl.ingress, &mut acl.egress] {
         for (name, mut shared) in side.clone() {
             let namespace = Arc::make_mut(&mut shared);

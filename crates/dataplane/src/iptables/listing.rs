@@ -6,19 +6,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use ringfence_model::Family;
 
 use super::members::normal;
-use super::name::{Edition, Hook, edition_of_chain, edition_of_set, is_our_chain};
+use super::name::{Edition, Hook, Table, edition_of_chain, edition_of_set, is_our_chain};
 
 /// What of ours there is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stock {
-    pub(super) families: BTreeMap<Family, Listing>,
+    pub(super) tables: BTreeMap<(Table, Family), Listing>,
     /// Names of our sets.
     pub(super) sets: Vec<String>,
 }
 
-/// What of ours is in the filter table of a family, and what leads there.
+/// What of ours is in a table of a family, and what leads there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Listing {
+    table: Table,
     /// Our chains and their rules.
     pub(super) chains: BTreeMap<String, Vec<String>>,
     /// The rules of other chains that lead to ours: chain and rule.
@@ -28,39 +29,40 @@ pub(super) struct Listing {
 }
 
 impl Stock {
-    /// The editions that some chain without an edition leads to, ours or not.
+    /// The editions that some chain without an edition leads to, ours or not, or whose sets such a chain of ours asks.
     pub(super) fn live(&self) -> BTreeSet<Edition> {
         let mut live = BTreeSet::new();
-        for listing in self.families.values() {
-            let ours = Hook::ALL.into_iter().filter_map(|hook| listing.chains.get(hook.chain())).flatten();
-            let rules = ours.chain(listing.references.iter().map(|(_, rule)| rule));
+        for listing in self.tables.values() {
+            let ours = || Hook::ALL.into_iter().filter_map(|hook| listing.chains.get(hook.chain())).flatten();
+            let rules = ours().chain(listing.references.iter().map(|(_, rule)| rule));
             live.extend(rules.filter_map(|rule| edition_of_chain(target(rule)?)));
+            live.extend(ours().flat_map(|rule| words(rule)).filter_map(edition_of_set));
         }
         live
     }
 
     /// The editions of which anything is there.
     pub(super) fn editions(&self) -> BTreeSet<Edition> {
-        let chains = self.families.values().flat_map(|listing| listing.chains.keys());
+        let chains = self.tables.values().flat_map(|listing| listing.chains.keys());
         let of_chains = chains.filter_map(|chain| edition_of_chain(chain));
         of_chains.chain(self.sets.iter().filter_map(|set| edition_of_set(set))).collect()
     }
 }
 
 impl Listing {
-    /// Reads the filter table of `iptables-save`.
-    pub(super) fn read(text: &str) -> Listing {
-        let mut listing = Listing::default();
-        let mut table = "";
+    /// Reads a table of `iptables-save`.
+    pub(super) fn read(text: &str, table: Table) -> Listing {
+        let mut listing = Listing { table, ..Listing::default() };
+        let mut name = "";
         for line in rule_lines(text) {
-            if let Some(name) = line.strip_prefix('*') {
-                table = name;
+            if let Some(next) = line.strip_prefix('*') {
+                name = next;
             }
-            if table != "filter" {
+            if name != table.name() {
                 continue;
             }
             if let Some(chain) = line.strip_prefix(':').and_then(|line| line.split(' ').next()) {
-                if is_our_chain(chain) {
+                if is_our_chain(table, chain) {
                     listing.chains.entry(chain.to_owned()).or_default();
                 }
             } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|line| line.split_once(' ')) {
@@ -76,32 +78,38 @@ impl Listing {
             return;
         }
         self.first.entry(chain.to_owned()).or_insert_with(|| rule.to_owned());
-        if target(rule).is_some_and(is_our_chain) {
+        if target(rule).is_some_and(|target| is_our_chain(self.table, target)) {
             self.references.push((chain.to_owned(), rule.to_owned()));
         }
     }
 
-    /// Whether each of the two built-in chains leads to ours first of all, once, and nothing else does.
-    pub(super) fn is_hooked(&self) -> bool {
-        self.mend_jumps().is_empty()
+    /// Which built-in chains lead to ours first of all, once. Nothing, when anything else does.
+    pub(super) fn hooked(&self) -> Option<Vec<Hook>> {
+        let hooks = Hook::ALL.into_iter().filter(|hook| hook.table() == self.table);
+        let hooked: Vec<Hook> = hooks.filter(|hook| self.is_hooked(*hook)).collect();
+        self.mend_jumps(&hooked).is_empty().then_some(hooked)
     }
 
-    /// What it takes for that: nothing when it is so.
-    pub(super) fn mend_jumps(&self) -> Vec<String> {
+    fn is_hooked(&self, hook: Hook) -> bool {
+        self.jumps(hook) == 1 && self.first.get(hook.builtin()) == Some(&jump(hook))
+    }
+
+    fn jumps(&self, hook: Hook) -> usize {
+        self.references.iter().filter(|(chain, rule)| chain == hook.builtin() && *rule == jump(hook)).count()
+    }
+
+    /// What it takes that `hooks` lead to ours first of all, once, and that nothing else does: nothing when it is so.
+    pub(super) fn mend_jumps(&self, hooks: &[Hook]) -> Vec<String> {
         let mut lines = Vec::new();
-        for hook in Hook::ALL {
-            let jump = format!("-j {}", hook.chain());
-            let of_hook = |(chain, rule): &&(String, String)| chain == hook.builtin() && *rule == jump;
-            let jumps = self.references.iter().filter(of_hook).count();
-            if jumps == 1 && self.first.get(hook.builtin()) == Some(&jump) {
-                continue;
-            }
-            lines.extend((0..jumps).map(|_| format!("-D {} {jump}", hook.builtin())));
-            lines.push(format!("-I {} 1 {jump}", hook.builtin()));
+        for hook in hooks.iter().filter(|hook| !self.is_hooked(**hook)) {
+            let (builtin, jump) = (hook.builtin(), jump(*hook));
+            lines.extend((0..self.jumps(*hook)).map(|_| format!("-D {builtin} {jump}")));
+            lines.push(format!("-I {builtin} 1 {jump}"));
         }
-        let strays = self.references.iter().filter(|(chain, rule)| {
-            Hook::ALL.into_iter().all(|hook| chain != hook.builtin() || *rule != format!("-j {}", hook.chain()))
-        });
+        let strays = self
+            .references
+            .iter()
+            .filter(|(chain, rule)| hooks.iter().all(|hook| chain != hook.builtin() || *rule != jump(*hook)));
         lines.extend(strays.map(|(chain, rule)| format!("-D {chain} {rule}")));
         lines
     }
@@ -110,6 +118,11 @@ impl Listing {
     pub(super) fn unhook(&self) -> Vec<String> {
         self.references.iter().map(|(chain, rule)| format!("-D {chain} {rule}")).collect()
     }
+}
+
+/// The rule that leads from a built-in chain to ours.
+fn jump(hook: Hook) -> String {
+    format!("-j {}", hook.chain())
 }
 
 /// The lines of an `iptables-save`. What others have put into quotes may go over several.
@@ -126,11 +139,10 @@ fn rule_lines(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The chain or target that a rule leads to. Text in quotes is what users wrote.
-fn target(rule: &str) -> Option<&str> {
-    let mut quoted = false;
-    let mut escaped = false;
-    let mut outside = |character: char| {
+/// The words of a rule. Text in quotes is what users wrote, and one word.
+fn words(rule: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    rule.split(move |character: char| {
         match character {
             _ if escaped => escaped = false,
             '\\' => escaped = true,
@@ -138,8 +150,12 @@ fn target(rule: &str) -> Option<&str> {
             _ => {}
         }
         !quoted && character == ' '
-    };
-    let mut words = rule.split(&mut outside);
+    })
+}
+
+/// The chain or target that a rule leads to.
+fn target(rule: &str) -> Option<&str> {
+    let mut words = words(rule);
     words.find(|word| matches!(*word, "-j" | "-g"))?;
     words.next()
 }
@@ -177,7 +193,7 @@ pub(super) fn set_kind(parameters: &str) -> String {
 /// How many rules of others all tables of an `iptables-save` have.
 pub(super) fn rules_of_others(text: &str) -> usize {
     let chains = text.lines().filter_map(|line| line.strip_prefix("-A ")?.split(' ').next());
-    chains.filter(|chain| !is_our_chain(chain)).count()
+    chains.filter(|chain| Table::ALL.into_iter().all(|table| !is_our_chain(table, chain))).count()
 }
 
 /// Whether an `iptables-save` has a chain of that name.
@@ -189,6 +205,8 @@ pub(super) fn has_chain(text: &str, chain: &str) -> bool {
 mod tests {
     use super::*;
 
+    const FILTER: [Hook; 2] = [Hook::Forward, Hook::Output];
+
     const SAVED: &str = "*nat\n:RF-FORWARD - [0:0]\n-A FORWARD -j RF-FORWARD\nCOMMIT\n*filter\n:FORWARD ACCEPT [0:0]\n\
         :DOCKER - [0:0]\n:RF-FORWARD - [0:0]\n:RF3-NS-IN-AAAAAAAAAAAAAAAA - [0:0]\n\
         -A FORWARD -m comment --comment \"see \\\" -j RF-FORWARD \" -j DOCKER\n-A FORWARD -j RF-FORWARD\n\
@@ -197,10 +215,10 @@ mod tests {
 
     #[test]
     fn jumps_are_mended() {
-        let listing = Listing::read(SAVED);
+        let listing = Listing::read(SAVED, Table::Filter);
         assert_eq!(listing.chains.len(), 2);
         assert_eq!(
-            listing.mend_jumps(),
+            listing.mend_jumps(&FILTER),
             [
                 "-D FORWARD -j RF-FORWARD",
                 "-D FORWARD -j RF-FORWARD",
@@ -209,21 +227,22 @@ mod tests {
                 "-D DOCKER -g RF-OUTPUT",
             ]
         );
-        let good = Listing::read("*filter\n-A FORWARD -j RF-FORWARD\n-A FORWARD -j X\n-A OUTPUT -j RF-OUTPUT\n");
-        assert!(good.is_hooked());
+        let good = Listing::read("*filter\n-A FORWARD -j RF-FORWARD\n-A FORWARD -j X\n-A OUTPUT -j RF-OUTPUT\n", Table::Filter);
+        assert_eq!(good.hooked(), Some(FILTER.to_vec()));
+        assert_eq!(good.mend_jumps(&[Hook::Forward]), ["-D OUTPUT -j RF-OUTPUT"]);
     }
 
     #[test]
     fn a_comment_of_others_is_no_rule_however_long() {
         let comment = "-A INPUT -m comment --comment \"x\n-A FORWARD -j RF-FORWARD\n-A \\\" y\" -j ACCEPT\n";
-        let listing = Listing::read(&format!("*filter\n:RF-FORWARD - [0:0]\n{comment}-A OUTPUT -j RF-OUTPUT\n"));
-        assert_eq!(listing.mend_jumps(), ["-I FORWARD 1 -j RF-FORWARD"]);
+        let listing = Listing::read(&format!("*filter\n:RF-FORWARD - [0:0]\n{comment}-A OUTPUT -j RF-OUTPUT\n"), Table::Filter);
+        assert_eq!(listing.mend_jumps(&FILTER), ["-I FORWARD 1 -j RF-FORWARD"]);
         assert_eq!(listing.unhook(), ["-D OUTPUT -j RF-OUTPUT"]);
     }
 
     #[test]
     fn the_edition_in_force_is_found() {
-        let stock = Stock { families: [(Family::V4, Listing::read(SAVED))].into(), sets: vec!["rf0-hold4".to_owned()] };
+        let stock = Stock { tables: [((Table::Filter, Family::V4), Listing::read(SAVED, Table::Filter))].into(), sets: vec!["rf0-hold4".to_owned()] };
         let editions: Vec<Edition> = Edition::all().collect();
         assert_eq!(stock.live(), [editions[3]].into());
         assert_eq!(stock.editions(), [editions[0], editions[3]].into());

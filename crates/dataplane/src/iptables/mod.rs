@@ -47,6 +47,7 @@
 //! refusals are silent; the sender tries again. A crash in between leaves that silence and what both lists allow.
 //!
 
+mod abilities;
 mod clear;
 mod debt;
 mod diff;
@@ -58,6 +59,7 @@ mod model;
 mod name;
 mod options;
 mod plan;
+mod reach;
 mod tools;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -75,11 +77,12 @@ pub use diff::AclDiff;
 pub use options::{InvalidMark, IptablesOptions, Mark, Variant};
 
 use crate::backend::{Applied, ApplyError, Backend, Drift, Remark};
+use abilities::Abilities;
 pub(crate) use clear::clear_variants_but;
 use debt::Debt;
 use layout::Layout;
 use listing::{Stock, set_kind, set_members};
-use name::{Edition, Names};
+use name::{Edition, Hook, Names, Table};
 use plan::{Capacities, Step, Update, Work};
 pub(crate) use tools::grace;
 use tools::{Failure, Tools};
@@ -111,8 +114,7 @@ pub struct IptablesBackend {
     options: IptablesOptions,
     tools: Tools,
     notes: Vec<String>,
-    /// Whether rules can compare addresses; nothing until that was tried.
-    compares: Option<bool>,
+    can: Abilities,
     /// The edition in force; nothing when that is not certain.
     edition: Option<Edition>,
     /// Packets may be under judgement that have seen what the last update took. Until this is over.
@@ -129,10 +131,10 @@ pub struct IptablesBackend {
 /// Our objects in the kernel.
 #[derive(Default, PartialEq, Eq)]
 struct Present {
-    /// The jumps to our chains are where they should be.
-    hooked: bool,
-    /// By family, the rules of each chain.
-    chains: Vec<BTreeMap<String, Vec<String>>>,
+    /// Which jumps to our chains are where they should be; nothing when there are others, too.
+    hooked: BTreeMap<(Table, Family), Option<Vec<Hook>>>,
+    /// The rules of each chain.
+    chains: BTreeMap<(Table, Family), BTreeMap<String, Vec<String>>>,
     /// The members of each set, and its type.
     sets: BTreeMap<String, BTreeSet<String>>,
 }
@@ -141,7 +143,7 @@ impl Present {
     /// Whether nothing but the words of rules differs.
     fn is_shaped_as(&self, other: &Present) -> bool {
         let shape = |present: &Present| -> Vec<(String, usize)> {
-            let chains = present.chains.iter().flatten();
+            let chains = present.chains.values().flatten();
             chains.map(|(chain, rules)| (chain.clone(), rules.len())).collect()
         };
         self.hooked == other.hooked && self.sets == other.sets && shape(self) == shape(other)
@@ -150,7 +152,7 @@ impl Present {
     /// A fingerprint of the rules, whatever edition they are of.
     fn words(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        for (chain, rules) in self.chains.iter().flatten() {
+        for (chain, rules) in self.chains.values().flatten() {
             name::without_edition(chain).hash(&mut hasher);
             rules.iter().for_each(|rule| name::without_edition(rule).hash(&mut hasher));
         }
@@ -204,7 +206,7 @@ impl IptablesBackend {
             options,
             tools,
             notes,
-            compares: None,
+            can: Abilities::default(),
             edition: None,
             debt: Debt::new(grace),
             capacities: Capacities::new(),
@@ -238,8 +240,8 @@ impl IptablesBackend {
             return Ok(Vec::new());
         };
         let mut chains = BTreeSet::new();
-        for family in &other.families {
-            chains.extend(other.listing(*family)?.chains.into_keys());
+        for listing in other.chains()?.tables.into_values() {
+            chains.extend(listing.chains.into_keys());
         }
         Ok(chains.into_iter().collect())
     }
@@ -249,28 +251,32 @@ impl IptablesBackend {
         self.steps_left = Some(steps);
     }
 
-    /// What of ours there is.
-    fn found(&self) -> Result<Present, ApplyError> {
-        let mut present = Present { hooked: true, ..Present::default() };
-        for family in &self.tools.families {
-            let listing = self.tools.listing(*family)?;
-            present.hooked &= listing.is_hooked();
-            present.chains.push(listing.chains);
+    /// What of ours there is, in some tables.
+    fn found(&self, tables: &[Table]) -> Result<Present, ApplyError> {
+        let mut present = Present::default();
+        for place in self.places(tables) {
+            let listing = self.tools.listing(place.0, place.1)?;
+            present.hooked.insert(place, listing.hooked());
+            present.chains.insert(place, listing.chains);
         }
         present.sets = set_members(&self.tools.saved_sets()?);
         Ok(present)
     }
 
-    /// What there should be.
-    fn expected(&self, program: &Acl, edition: Edition) -> Present {
-        self.present(self.layout(program, edition))
+    /// Tables of all families that the kernel has.
+    fn places(&self, tables: &[Table]) -> impl Iterator<Item = (Table, Family)> {
+        tables.iter().flat_map(|table| self.tools.families.iter().map(|family| (*table, *family)))
     }
 
-    /// A layout as it would be found.
-    fn present(&self, layout: Layout<'_>) -> Present {
-        let mut present = Present { hooked: true, ..Present::default() };
+    /// A layout as it would be found in some tables.
+    fn present(&self, layout: Layout<'_>, tables: &[Table]) -> Present {
+        let mut present = Present::default();
+        for place in self.places(tables) {
+            let (table, family) = place;
+            present.hooked.insert(place, Some(layout.hooks(table, family)));
+            present.chains.insert(place, layout.chains_in(table, family).into_iter().collect());
+        }
         for family in &self.tools.families {
-            present.chains.push(layout.chains(*family).into_iter().collect());
             for set in layout.sets(*family) {
                 let line = set.create(0);
                 let kind = line.splitn(3, ' ').nth(2).map(set_kind);
@@ -286,46 +292,36 @@ impl IptablesBackend {
     /// # Errors
     /// The tools cannot list what there is.
     pub fn difference(&self, program: &Acl) -> Result<Option<Drift>, ApplyError> {
-        let found = self.found()?;
+        let found = self.found(&Table::ALL)?;
         let closed = invalid(program);
         let program = narrow(program, &closed);
-        let mut names = found.chains.iter().flat_map(BTreeMap::keys);
+        let mut names = found.chains.values().flat_map(BTreeMap::keys);
         // Leftovers of another edition are a difference, whichever of the two is taken for the one in force.
         let edition = names.find_map(|chain| name::edition_of_chain(chain)).unwrap_or_default();
-        // What the kernel can compare was tried by whoever wrote this.
-        let as_expected = [true, false].into_iter().any(|compares| {
-            let expected = self.present(Layout { acl: &program, options: &self.options, edition, compares });
+        // What the kernel can do was tried by whoever wrote this.
+        let as_expected = Abilities::possible(&program).any(|can| {
+            let layout = Layout { acl: &program, options: &self.options, edition, can };
+            let expected = self.present(layout, &Table::ALL);
             found == expected || found.is_shaped_as(&expected)
         });
         Ok((!as_expected).then(|| Drift("rules or sets of ringfence are not as expected".to_owned())))
     }
 
-    fn layout<'a>(&'a self, acl: &'a Acl, edition: Edition) -> Layout<'a> {
-        Layout { acl, options: &self.options, edition, compares: self.compares.unwrap_or_default() }
+    /// What there is and what there should be, in the tables where something should be: what was in others is gone since the
+    /// program is in force, and some of them are large.
+    fn found_and_expected(&self, program: &Acl, edition: Edition) -> Result<(Present, Present), ApplyError> {
+        let layout = self.layout(program, edition);
+        let tables = layout.tables();
+        Ok((self.found(&tables)?, self.present(layout, &tables)))
     }
 
-    /// Whether the kernel takes rules that compare addresses. Tried once.
-    fn probe(&mut self) -> Result<(), ApplyError> {
-        if self.compares.is_some() {
-            return Ok(());
-        }
-        let mut compares = true;
-        for family in &self.tools.families {
-            compares &= self.takes(*family, &[layout::reaches_itself(*family)])?;
-        }
-        if !compares {
-            self.notes.push(
-                "the kernel has no xt_bpf: an isolated pod reaches itself through a Service only if policies allow it"
-                    .to_owned(),
-            );
-        }
-        self.compares = Some(compares);
-        Ok(())
+    fn layout<'a>(&'a self, acl: &'a Acl, edition: Edition) -> Layout<'a> {
+        Layout { acl, options: &self.options, edition, can: self.can }
     }
 
     /// Whether the kernel takes some rules, tried with a chain that nothing leads to.
-    fn takes(&self, family: Family, rules: &[String]) -> Result<bool, ApplyError> {
-        let [try_it, undo] = plan::trial(rules);
+    fn takes(&self, table: Table, family: Family, rules: &[String]) -> Result<bool, ApplyError> {
+        let [try_it, undo] = plan::trial(table, rules);
         match self.tools.restore_rules(family, &try_it) {
             Ok(()) => {
                 let undone = self.tools.restore_rules(family, &undo);
@@ -420,7 +416,7 @@ impl IptablesBackend {
     fn write(&mut self, program: &Acl) -> Result<Applied, ApplyError> {
         self.edition = None;
         self.refused.clear();
-        self.probe()?;
+        self.probe(program)?;
         let mut closed = invalid(program);
         loop {
             let stock = self.tools.stock()?;
@@ -463,7 +459,7 @@ impl IptablesBackend {
             for (namespace, policy) in policies_of(layout.acl, direction) {
                 let chains = layout.policy(direction, namespace, policy, family);
                 let rules: Vec<String> = chains.into_iter().flat_map(|(_, rules)| rules).collect();
-                if !rules.is_empty() && !self.takes(family, &rules)? {
+                if !rules.is_empty() && !self.takes(Table::Filter, family, &rules)? {
                     untakable.push((namespace.clone(), policy.name.clone()));
                 }
             }
@@ -527,8 +523,7 @@ impl Backend for IptablesBackend {
     /// after two separate writes alike, with the chains, the number of rules and the members that were written.
     fn repair(&mut self, program: &Acl) -> Result<Option<Drift>, ApplyError> {
         if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
-            let found = self.found()?;
-            let expected = self.expected(program, edition);
+            let (found, expected) = self.found_and_expected(program, edition)?;
             if found == expected
                 || found.is_shaped_as(&expected) && self.spelling == Some((expected.words(), found.words(), true))
             {
@@ -537,7 +532,7 @@ impl Backend for IptablesBackend {
         }
         self.replace(program)?;
         if let (Some(edition), []) = (self.edition, self.refused.as_slice()) {
-            let (found, expected) = (self.found()?, self.expected(program, edition));
+            let (found, expected) = self.found_and_expected(program, edition)?;
             if found != expected && found.is_shaped_as(&expected) {
                 let words = found.words();
                 // Editions differ between two writes, and so do names.
@@ -574,7 +569,7 @@ impl Backend for IptablesBackend {
 pub fn render(acl: &Acl, options: &IptablesOptions) -> String {
     let closed = invalid(acl);
     let acl = narrow(acl, &closed);
-    let layout = Layout { acl: &acl, options, edition: Edition::default(), compares: true };
+    let layout = Layout { acl: &acl, options, edition: Edition::default(), can: Abilities::ALL };
     let steps = plan::replace(layout, &Family::ALL, &Stock::default(), &mut Capacities::new());
     let legend: BTreeMap<String, String> = Family::ALL.into_iter().flat_map(|family| layout.legend(family)).collect();
     let mut script = String::new();

@@ -12,6 +12,9 @@ use sha2::{Digest as _, Sha256};
 const DIGEST: usize = 16;
 const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 
+/// What sets with a digest in their name are for.
+const SET_ROLES: [&str; 9] = ["iso", "sel", "peer", "serv", "known", "local", "nodes", "judged", "tmp"];
+
 /// A chain for trying whether the kernel takes a rule.
 pub(super) const TRIAL: &str = "RF-TRIAL";
 
@@ -26,24 +29,62 @@ impl Edition {
     }
 }
 
+/// A table of the kernel with chains of ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Table {
+    /// Where packets are refused.
+    #[default]
+    Filter,
+    /// Where packets are that no route was sought for yet.
+    Mangle,
+    /// Where addresses are replaced.
+    Nat,
+}
+
+impl Table {
+    pub(super) const ALL: [Table; 3] = [Table::Filter, Table::Mangle, Table::Nat];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Table::Filter => "filter",
+            Table::Mangle => "mangle",
+            Table::Nat => "nat",
+        }
+    }
+}
+
 /// A chain of the kernel that we hook into, and the chain of ours it leads to. Ours has no edition: it is where an
 /// edition comes into force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hook {
     /// Routed packets.
     Forward,
     /// Packets that leave the node's own stack.
     Output,
+    /// Packets that come in, with the address they were sent to.
+    Arrival,
+    /// The first packet of a connection that leaves the node, with the address it was sent from.
+    Departure,
 }
 
 impl Hook {
-    pub(super) const ALL: [Hook; 2] = [Hook::Forward, Hook::Output];
+    pub(super) const ALL: [Hook; 4] = [Hook::Forward, Hook::Output, Hook::Arrival, Hook::Departure];
+
+    pub(super) fn table(self) -> Table {
+        match self {
+            Hook::Forward | Hook::Output => Table::Filter,
+            Hook::Arrival => Table::Mangle,
+            Hook::Departure => Table::Nat,
+        }
+    }
 
     /// The built-in chain.
     pub(super) fn builtin(self) -> &'static str {
         match self {
             Hook::Forward => "FORWARD",
             Hook::Output => "OUTPUT",
+            Hook::Arrival => "PREROUTING",
+            Hook::Departure => "POSTROUTING",
         }
     }
 
@@ -52,6 +93,8 @@ impl Hook {
         match self {
             Hook::Forward => "RF-FORWARD",
             Hook::Output => "RF-OUTPUT",
+            Hook::Arrival => "RF-ORIGIN",
+            Hook::Departure => "RF-POSTROUTING",
         }
     }
 }
@@ -79,6 +122,16 @@ impl Names {
     /// The chain that refuses who is not known.
     pub(super) fn unknown(self, direction: Direction) -> String {
         format!("RF{}-UNKNOWN-{}", self.0.0, short(direction))
+    }
+
+    /// The chain for what the node itself sends.
+    pub(super) fn own(self) -> String {
+        format!("RF{}-OWN", self.0.0)
+    }
+
+    /// The chain for what another node has judged.
+    pub(super) fn believed(self) -> String {
+        format!("RF{}-BELIEVED", self.0.0)
     }
 
     /// A set of the program.
@@ -111,6 +164,11 @@ impl Names {
         self.fixed_set("range", family)
     }
 
+    /// The set of networks towards which pods keep their addresses.
+    pub(super) fn kept(self, family: Family) -> String {
+        self.fixed_set("kept", family)
+    }
+
     fn fixed_set(self, what: &str, family: Family) -> String {
         format!("rf{}-{what}{}", self.0.0, digit(family))
     }
@@ -128,14 +186,18 @@ impl Names {
     }
 }
 
-/// Whether a chain is ours, of whatever edition.
-pub(super) fn is_our_chain(name: &str) -> bool {
-    name == TRIAL || Hook::ALL.into_iter().any(|hook| hook.chain() == name) || edition_of_chain(name).is_some()
+/// Whether a chain of a table is ours, of whatever edition.
+pub(super) fn is_our_chain(table: Table, name: &str) -> bool {
+    let is_hooked = Hook::ALL.into_iter().any(|hook| hook.table() == table && hook.chain() == name);
+    name == TRIAL || is_hooked || table == Table::Filter && edition_of_chain(name).is_some()
 }
 
 /// The edition of a chain, if it is one of ours that has one.
 pub(super) fn edition_of_chain(name: &str) -> Option<Edition> {
     let (edition, rest) = edition(name, "RF")?;
+    if matches!(rest, "OWN" | "BELIEVED") {
+        return Some(edition);
+    }
     let mut parts = rest.split('-');
     let (what, direction) = (parts.next()?, parts.next()?);
     let is_named = match parts.next() {
@@ -152,8 +214,8 @@ pub(super) fn edition_of_set(name: &str) -> Option<Edition> {
     let (what, digest) = rest.split_once('-').map_or((rest, None), |(what, digest)| (what, Some(digest)));
     let what = what.strip_suffix(['4', '6'])?;
     let ours = match digest {
-        None => matches!(what, "hold" | "range"),
-        Some(digest) => matches!(what, "iso" | "sel" | "peer" | "serv" | "known" | "tmp") && is_digest(digest),
+        None => matches!(what, "hold" | "range" | "kept"),
+        Some(digest) => SET_ROLES.contains(&what) && is_digest(digest),
     };
     ours.then_some(edition)
 }
@@ -222,6 +284,8 @@ mod tests {
                     names.policies(direction, &long),
                     names.rule(direction, &long, &long, usize::MAX),
                     names.unknown(direction),
+                    names.own(),
+                    names.believed(),
                 ];
                 for chain in chains {
                     assert!(chain.len() <= 28, "{chain}");
@@ -230,9 +294,19 @@ mod tests {
             }
             for family in Family::ALL {
                 let id = SetId(u128::MAX);
-                let roles = [SetRole::Isolated, SetRole::Selected, SetRole::Peers, SetRole::Serving, SetRole::Known];
+                let roles = [
+                    SetRole::Isolated,
+                    SetRole::Selected,
+                    SetRole::Peers,
+                    SetRole::Serving,
+                    SetRole::Known,
+                    SetRole::Local,
+                    SetRole::Nodes,
+                    SetRole::Believed,
+                ];
                 let mut sets = roles.map(|role| names.set(role, family, id)).to_vec();
-                sets.extend([names.temporary(family, id), names.hold(family), names.range(family)]);
+                sets.extend([names.temporary(family, id), names.hold(family)]);
+                sets.extend([names.range(family), names.kept(family)]);
                 for set in sets {
                     assert!(set.len() <= 31, "{set}");
                     assert_eq!(edition_of_set(&set), Some(edition), "{set}");
@@ -246,6 +320,8 @@ mod tests {
         for name in [
             "RF-INPUT",
             "RF0",
+            "RF0-OWNER",
+            "RF0-OWN-IN",
             "RF0-UNKNOWN-FW",
             "RF0-UNKNOWN-IN-AAAAAAAAAAAAAAAA",
             "RF0-NS-IN",
@@ -253,10 +329,13 @@ mod tests {
             "RF0-NS-IN-AAAAAAAAAAAAAAA1",
             "",
         ] {
-            assert!(!is_our_chain(name), "{name}");
+            assert!(Table::ALL.into_iter().all(|table| !is_our_chain(table, name)), "{name}");
+        }
+        for (table, name) in [(Table::Nat, "RF-FORWARD"), (Table::Filter, "RF-ORIGIN"), (Table::Mangle, "RF0-OWN")] {
+            assert!(!is_our_chain(table, name), "{name} is of another table");
         }
         for name in
-            ["rf", "rf0-hold", "rf0-hold4-AAAAAAAAAAAAAAAA", "rf0-iso4", "rf0-iso5-AAAAAAAAAAAAAAAA", "rfx-hold4"]
+            ["rf", "rf0-hold", "rf0-local4", "rf0-kept4-AAAAAAAAAAAAAAAA", "rf0-hold4-AAAAAAAAAAAAAAAA", "rf0-iso4", "rf0-iso5-AAAAAAAAAAAAAAAA", "rfx-hold4"]
         {
             assert_eq!(edition_of_set(name), None, "{name}");
         }

@@ -11,7 +11,7 @@ use super::diff::AclDiff;
 use super::layout::{Chain, Layout, Set};
 use super::listing::Stock;
 use super::members;
-use super::name::{Edition, Hook, TRIAL, edition_of_chain, edition_of_set};
+use super::name::{Edition, TRIAL, Table, edition_of_chain, edition_of_set};
 
 /// One step: one process, or a moment of waiting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,8 +52,14 @@ fn destroy(title: &'static str, names: Vec<String>) -> Option<Step> {
 }
 
 /// A transaction that sets the rules of `chains` and deletes the chains `dead`.
-fn commit(family: Family, title: &'static str, chains: &[Chain], jumps: Vec<String>, dead: &[String]) -> Step {
-    let mut lines = vec!["*filter".to_owned()];
+fn commit(
+    (table, family): (Table, Family),
+    title: &'static str,
+    chains: &[Chain],
+    jumps: Vec<String>,
+    dead: &[String],
+) -> Step {
+    let mut lines = vec![format!("*{}", table.name())];
     lines.extend(chains.iter().map(|(chain, _)| format!(":{chain} - [0:0]")));
     for (chain, rules) in chains {
         lines.extend(rules.iter().map(|rule| format!("-A {chain} {rule}")));
@@ -68,7 +74,23 @@ fn commit(family: Family, title: &'static str, chains: &[Chain], jumps: Vec<Stri
 /// A transaction that deletes chains, if there are any to delete. Packets that are on their way there must be through: they
 /// would find the chains empty, and a chain that ends without a verdict lets them pass.
 fn delete(family: Family, title: &'static str, dead: &[String]) -> Option<Step> {
-    (!dead.is_empty()).then(|| commit(family, title, &[], Vec::new(), dead))
+    (!dead.is_empty()).then(|| commit((Table::Filter, family), title, &[], Vec::new(), dead))
+}
+
+/// The order in which tables come into force. Where packets come from is told before anybody believes it, so that none
+/// is refused for want of it.
+const ORDER: [Table; 3] = [Table::Mangle, Table::Filter, Table::Nat];
+
+/// What it means that the rules of a table are there.
+fn purpose(table: Table, family: Family) -> &'static str {
+    match (table, family) {
+        (Table::Filter, Family::V4) => "bring the IPv4 rules into force",
+        (Table::Filter, Family::V6) => "bring the IPv6 rules into force",
+        (Table::Mangle, Family::V4) => "mark what comes from other nodes over IPv4",
+        (Table::Mangle, Family::V6) => "mark what comes from other nodes over IPv6",
+        (Table::Nat, Family::V4) => "let pods keep their IPv4 addresses",
+        (Table::Nat, Family::V6) => "let pods keep their IPv6 addresses",
+    }
 }
 
 /// Creates and fills a set.
@@ -97,11 +119,11 @@ pub(super) fn replace(
     // Without a free edition, the one to use must first be made free.
     let occupied = |edition: Option<Edition>| edition == Some(layout.edition);
     let mut steps = Vec::new();
-    for (family, listing) in &stock.families {
+    for (table, listing) in &stock.tables {
         let dead: Vec<String> =
             listing.chains.keys().filter(|chain| occupied(edition_of_chain(chain))).cloned().collect();
         if !dead.is_empty() {
-            steps.push(commit(*family, "delete what an earlier attempt left", &[], Vec::new(), &dead));
+            steps.push(commit(*table, "delete what an earlier attempt left", &[], Vec::new(), &dead));
         }
     }
     let (left, old): (Vec<String>, Vec<String>) =
@@ -119,17 +141,20 @@ pub(super) fn replace(
     }
     steps.extend(sets("create and fill all sets", lines));
     let mut deletions = Vec::new();
-    for family in families {
-        let listing = stock.families.get(family).cloned().unwrap_or_default();
-        let title = match family {
-            Family::V4 => "bring the IPv4 rules into force",
-            Family::V6 => "bring the IPv6 rules into force",
-        };
-        steps.push(commit(*family, title, &layout.chains(*family), listing.mend_jumps(), &[]));
-        let keeps = |chain: &str| Hook::ALL.into_iter().any(|hook| hook.chain() == chain);
+    for (table, family) in ORDER.into_iter().flat_map(|table| families.iter().map(move |family| (table, *family))) {
+        let listing = stock.tables.get(&(table, family)).cloned().unwrap_or_default();
+        let hooks = layout.hooks(table, family);
+        let keeps = |chain: &str| hooks.iter().any(|hook| hook.chain() == chain);
         let is_dead = |chain: &&String| !keeps(chain) && !occupied(edition_of_chain(chain));
         let dead: Vec<String> = listing.chains.keys().filter(is_dead).cloned().collect();
-        deletions.extend(delete(*family, "delete the chains of before", &dead));
+        let mut jumps = listing.mend_jumps(&hooks);
+        if !hooks.is_empty() {
+            let chains = layout.chains_in(table, family);
+            steps.push(commit((table, family), purpose(table, family), &chains, std::mem::take(&mut jumps), &[]));
+        }
+        if !(dead.is_empty() && jumps.is_empty()) {
+            deletions.push(commit((table, family), "delete the chains of before", &[], jumps, &dead));
+        }
     }
     if !deletions.is_empty() {
         steps.push(grace());
@@ -142,11 +167,11 @@ pub(super) fn replace(
 /// Removes everything of ours that is in `stock`.
 pub(super) fn cleanup(stock: &Stock) -> Vec<Step> {
     let mut steps = Vec::new();
-    for (family, listing) in &stock.families {
+    for (table, listing) in &stock.tables {
         let dead: Vec<String> = listing.chains.keys().cloned().collect();
         let jumps = listing.unhook();
         if !dead.is_empty() || !jumps.is_empty() {
-            steps.push(commit(*family, "delete all chains", &[], jumps, &dead));
+            steps.push(commit(*table, "delete all chains", &[], jumps, &dead));
         }
     }
     steps.extend(destroy("destroy all sets", stock.sets.clone()));
@@ -171,8 +196,9 @@ pub(super) fn update(
     capacities: &mut Capacities,
     owes_grace: bool,
 ) -> Option<Update> {
-    // Which ranges are guarded says the Node, hardly ever twice. What is right for that need not be quick.
-    if diff.guard_changed {
+    // Which ranges are guarded says the Node, and whom it judges and believes the administrator, hardly ever twice. What is
+    // right for that need not be quick.
+    if diff.guard_changed || diff.reach_changed {
         return None;
     }
     let mut new = Vec::new();
@@ -364,14 +390,10 @@ fn rules(title: &'static str, from: Layout<'_>, to: Layout<'_>, diff: &AclDiff, 
         chains.extend(new.into_iter().filter(|(chain, rules)| old.get(chain) != Some(rules)));
     }
     if touched(diff).next().is_some() {
-        for hook in Hook::ALL {
-            let rules = to.hook(hook, family);
-            if rules != from.hook(hook, family) {
-                chains.push((hook.chain().to_owned(), rules));
-            }
-        }
+        let old: BTreeMap<String, Vec<String>> = from.entrances(family).into_iter().collect();
+        chains.extend(to.entrances(family).into_iter().filter(|(chain, rules)| old.get(chain) != Some(rules)));
     }
-    (!chains.is_empty()).then(|| commit(family, title, &chains, Vec::new(), &[]))
+    (!chains.is_empty()).then(|| commit((Table::Filter, family), title, &chains, Vec::new(), &[]))
 }
 
 /// The chains of one family that the new list has not any more.
@@ -404,7 +426,8 @@ fn chains_of(layout: Layout<'_>, direction: Direction, name: &str, family: Famil
 }
 
 /// A transaction that puts rules into a chain that nothing leads to, and one that undoes it.
-pub(super) fn trial(rules: &[String]) -> [String; 2] {
+pub(super) fn trial(table: Table, rules: &[String]) -> [String; 2] {
     let lines: String = rules.iter().map(|rule| format!("-A {TRIAL} {rule}\n")).collect();
-    [format!("*filter\n:{TRIAL} - [0:0]\n{lines}COMMIT\n"), format!("*filter\n-F {TRIAL}\n-X {TRIAL}\nCOMMIT\n")]
+    let table = table.name();
+    [format!("*{table}\n:{TRIAL} - [0:0]\n{lines}COMMIT\n"), format!("*{table}\n-F {TRIAL}\n-X {TRIAL}\nCOMMIT\n")]
 }

@@ -14,6 +14,7 @@ use rustix::thread::{MembarrierCommand, membarrier};
 
 use super::Variant;
 use super::listing::{Listing, Stock, has_chain, rules_of_others, set_names};
+use super::name::Table;
 use crate::backend::ApplyError;
 
 /// Where administrators' tools are, also for a service whose `PATH` does not say so.
@@ -153,18 +154,25 @@ impl Tools {
         self.run(of(&self.save, family), &arguments, "").map_err(|failure| failure.unanswered("listing chains"))
     }
 
-    /// The filter table.
-    pub(super) fn listing(&self, family: Family) -> Result<Listing, ApplyError> {
-        Ok(Listing::read(&self.save(family, Some("filter"))?))
+    /// What of ours is in a table, and what leads there.
+    pub(super) fn listing(&self, table: Table, family: Family) -> Result<Listing, ApplyError> {
+        Ok(Listing::read(&self.save(family, Some(table.name()))?, table))
+    }
+
+    /// What of ours is in all tables, without sets.
+    pub(super) fn chains(&self) -> Result<Stock, ApplyError> {
+        let mut stock = Stock::default();
+        for table in Table::ALL {
+            for family in &self.families {
+                stock.tables.insert((table, *family), self.listing(table, *family)?);
+            }
+        }
+        Ok(stock)
     }
 
     /// What of ours there is.
     pub(super) fn stock(&self) -> Result<Stock, ApplyError> {
-        let listing = |family: &Family| Ok((*family, self.listing(*family)?));
-        Ok(Stock {
-            families: self.families.iter().map(listing).collect::<Result<_, ApplyError>>()?,
-            sets: self.sets()?,
-        })
+        Ok(Stock { sets: self.sets()?, ..self.chains()? })
     }
 
     /// The names of our sets.
