@@ -33,10 +33,10 @@ use ringfence_compile::acl::{Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, A
 use ringfence_model::{Direction, Family, PortRange};
 
 use super::IptablesOptions;
-use super::members::{self, protocol_name};
-use super::reach;
 use super::abilities::Abilities;
+use super::members::{self, protocol_name};
 use super::name::{Edition, Hook, Names, Table};
+use super::reach;
 use crate::nft::DenyAction;
 
 /// iptables keeps so many bytes of a comment.

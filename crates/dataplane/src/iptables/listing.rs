@@ -31,14 +31,18 @@ pub(super) struct Listing {
 impl Stock {
     /// The editions that some chain without an edition leads to, ours or not, or whose sets such a chain of ours asks.
     pub(super) fn live(&self) -> BTreeSet<Edition> {
-        let mut live = BTreeSet::new();
-        for listing in self.tables.values() {
-            let ours = || Hook::ALL.into_iter().filter_map(|hook| listing.chains.get(hook.chain())).flatten();
-            let rules = ours().chain(listing.references.iter().map(|(_, rule)| rule));
-            live.extend(rules.filter_map(|rule| edition_of_chain(target(rule)?)));
-            live.extend(ours().flat_map(|rule| words(rule)).filter_map(edition_of_set));
-        }
-        live
+        self.tables.values().flat_map(Listing::live).collect()
+    }
+
+    /// The rules of `RF-ORIGIN` that the filter table of a family counts on, those that clear before those that mark.
+    pub(super) fn origin(&self, family: Family) -> [Vec<String>; 2] {
+        let listing = |table: Table| self.tables.get(&(table, family));
+        let rules = listing(Table::Mangle).and_then(|listing| listing.chains.get(Hook::Arrival.chain()));
+        let live = listing(Table::Filter).map(Listing::live).unwrap_or_default();
+        let asks = |rule: &&String| words(rule).filter_map(edition_of_set).any(|edition| live.contains(&edition));
+        let clears = |rule: &&String| rule.starts_with("-j MARK --set-xmark 0x0/");
+        let rules = || rules.into_iter().flatten();
+        [rules().filter(clears).cloned().collect(), rules().filter(asks).cloned().collect()]
     }
 
     /// The editions of which anything is there.
@@ -70,6 +74,14 @@ impl Listing {
             }
         }
         listing
+    }
+
+    /// The editions that a chain without an edition leads to, ours or not, or whose sets such a chain of ours asks.
+    fn live(&self) -> BTreeSet<Edition> {
+        let ours = || Hook::ALL.into_iter().filter_map(|hook| self.chains.get(hook.chain())).flatten();
+        let rules = ours().chain(self.references.iter().map(|(_, rule)| rule));
+        let led_to = rules.filter_map(|rule| edition_of_chain(target(rule)?));
+        led_to.chain(ours().flat_map(|rule| words(rule)).filter_map(edition_of_set)).collect()
     }
 
     fn rule(&mut self, chain: &str, rule: &str) {
@@ -227,7 +239,10 @@ mod tests {
                 "-D DOCKER -g RF-OUTPUT",
             ]
         );
-        let good = Listing::read("*filter\n-A FORWARD -j RF-FORWARD\n-A FORWARD -j X\n-A OUTPUT -j RF-OUTPUT\n", Table::Filter);
+        let good = Listing::read(
+            "*filter\n-A FORWARD -j RF-FORWARD\n-A FORWARD -j X\n-A OUTPUT -j RF-OUTPUT\n",
+            Table::Filter,
+        );
         assert_eq!(good.hooked(), Some(FILTER.to_vec()));
         assert_eq!(good.mend_jumps(&[Hook::Forward]), ["-D OUTPUT -j RF-OUTPUT"]);
     }
@@ -235,14 +250,18 @@ mod tests {
     #[test]
     fn a_comment_of_others_is_no_rule_however_long() {
         let comment = "-A INPUT -m comment --comment \"x\n-A FORWARD -j RF-FORWARD\n-A \\\" y\" -j ACCEPT\n";
-        let listing = Listing::read(&format!("*filter\n:RF-FORWARD - [0:0]\n{comment}-A OUTPUT -j RF-OUTPUT\n"), Table::Filter);
+        let listing =
+            Listing::read(&format!("*filter\n:RF-FORWARD - [0:0]\n{comment}-A OUTPUT -j RF-OUTPUT\n"), Table::Filter);
         assert_eq!(listing.mend_jumps(&FILTER), ["-I FORWARD 1 -j RF-FORWARD"]);
         assert_eq!(listing.unhook(), ["-D OUTPUT -j RF-OUTPUT"]);
     }
 
     #[test]
     fn the_edition_in_force_is_found() {
-        let stock = Stock { tables: [((Table::Filter, Family::V4), Listing::read(SAVED, Table::Filter))].into(), sets: vec!["rf0-hold4".to_owned()] };
+        let stock = Stock {
+            tables: [((Table::Filter, Family::V4), Listing::read(SAVED, Table::Filter))].into(),
+            sets: vec!["rf0-hold4".to_owned()],
+        };
         let editions: Vec<Edition> = Edition::all().collect();
         assert_eq!(stock.live(), [editions[3]].into());
         assert_eq!(stock.editions(), [editions[0], editions[3]].into());

@@ -1,376 +1,76 @@
-//! What the lines mean: a small model of ipset and iptables, written after the kernel's, that performs the very texts
-//! the tools get. It takes nothing the kernel would refuse, and judges packets while a plan goes on.
+//! What the lines mean: layouts and plans, executed by a model of ipset and iptables.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use arbitrary::Unstructured;
 use imbl::OrdMap;
-use ipnet::IpNet;
 use ringfence_compile::acl::{
-    Acl, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclReason, AclRule, AclSet, Members, SetId, SetRole,
+    Acl, AclBelieved, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclReason, AclRule, AclSet, Members,
+    SetId, SetRole,
 };
 use ringfence_model::{Family, Flow, Protocol, Transport};
 
+use super::abilities::Abilities;
 use super::layout::Layout;
-use super::listing::{Listing, Stock};
-use super::name::{Edition, Hook, edition_of_chain, edition_of_set};
+use super::name::{Edition, Hook};
 use super::plan::{self, Capacities, Step, Update, Work};
 use super::{AclDiff, IptablesOptions, Mark};
 
+mod kernel;
 #[path = "../../tests/iptables_kernel/random.rs"]
 mod random;
+mod reach;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct IpSet {
-    kind: String,
-    capacity: usize,
-    elements: BTreeSet<String>,
-}
+use kernel::{Fate, Kernel, Packet, State, rule};
 
-/// A rule, and its words.
-#[derive(Debug, PartialEq, Eq)]
-struct Rule {
-    text: String,
-    words: Vec<String>,
-}
-
-/// Chains of a family.
-type Chains = BTreeMap<String, Vec<Arc<Rule>>>;
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Kernel {
-    sets: OrdMap<String, Arc<IpSet>>,
-    chains: BTreeMap<Family, Arc<Chains>>,
-}
-
-fn rule(text: &str) -> Arc<Rule> {
-    Arc::new(Rule { text: text.to_owned(), words: words_of(text) })
-}
-
-/// Sets with their members, and the chains of each family.
-type Normal = (BTreeMap<String, BTreeSet<String>>, BTreeMap<Family, BTreeMap<String, Vec<String>>>);
-
-/// What became of a packet.
+/// How a packet gets to be judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
-    /// With this mark.
-    Passed(u32),
-    Rejected,
-    Dropped,
+enum Way {
+    /// Routed; it comes from where its source is.
+    Routed,
+    /// Routed; it comes from elsewhere.
+    Forged,
+    /// The node sends it, under an address of its own.
+    Own,
 }
 
-impl Fate {
-    fn passed(self) -> bool {
-        matches!(self, Fate::Passed(_))
-    }
-}
+impl Way {
+    const ALL: [Way; 3] = [Way::Routed, Way::Forged, Way::Own];
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    New,
-    Established,
-    Related,
-    Invalid,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Packet {
-    flow: Flow,
-    hook: Hook,
-    local: bool,
-    translated: bool,
-    reset: bool,
-    state: State,
-    mark: u32,
-}
-
-impl Packet {
-    fn routed(flow: Flow) -> Packet {
-        // A connection to itself comes through a Service.
-        let translated = flow.source == flow.destination;
-        Packet { flow, hook: Hook::Forward, local: false, translated, reset: false, state: State::New, mark: 0x10 }
-    }
-}
-
-impl Kernel {
-    fn new() -> Kernel {
-        let builtin = || Chains::from([("FORWARD".into(), Vec::new()), ("OUTPUT".into(), Vec::new())]);
-        Kernel { sets: OrdMap::new(), chains: Family::ALL.map(|family| (family, Arc::new(builtin()))).into() }
-    }
-
-    fn set_mut(&mut self, name: &str) -> &mut IpSet {
-        Arc::make_mut(self.sets.get_mut(name).unwrap_or_else(|| panic!("there is no set {name}")))
-    }
-
-    /// One line of `ipset restore`.
-    fn set(&mut self, line: &str) {
-        let words: Vec<&str> = line.splitn(3, ' ').collect();
-        match *words.as_slice() {
-            ["create", name, parameters] => {
-                let mut parameters: Vec<&str> = parameters.split(' ').collect();
-                let capacity = parameters.pop().unwrap().parse().unwrap();
-                assert_eq!(parameters.pop(), Some("maxelem"), "{line}");
-                let set = IpSet { kind: parameters[..3].join(" "), capacity, elements: BTreeSet::new() };
-                assert!(name.len() <= 31 && self.sets.insert(name.to_owned(), Arc::new(set)).is_none(), "{line}");
-            }
-            ["add", name, element] => {
-                let set = self.set_mut(name);
-                let bare = element.strip_suffix(" nomatch").unwrap_or(element);
-                assert!(!set.elements.contains(&format!("{bare} nomatch")), "{line}");
-                assert!(set.elements.insert(element.to_owned()), "there already: {line}");
-                assert!(set.elements.len() <= set.capacity, "full: {line}");
-            }
-            ["del", name, element] => assert!(self.set_mut(name).elements.remove(element), "{line}"),
-            ["flush", name] => self.set_mut(name).elements.clear(),
-            ["swap", one, other] => {
-                let (a, b) = (self.sets[one].clone(), self.sets[other].clone());
-                assert_eq!(a.kind, b.kind, "{line}");
-                self.sets.insert(one.to_owned(), b);
-                self.sets.insert(other.to_owned(), a);
-            }
-            ["destroy", name] => {
-                let asks = |rule: &Arc<Rule>| rule.words.iter().any(|word| word == name);
-                let asked = self.chains.values().flat_map(|chains| chains.values().flatten()).any(asks);
-                assert!(!asked && self.sets.remove(name).is_some(), "{line}");
-            }
-            _ => panic!("{line}"),
+    fn packet(self, flow: Flow) -> Packet {
+        let packet = Packet::routed(flow);
+        match self {
+            Way::Routed => packet,
+            Way::Forged => Packet { traced: false, ..packet },
+            Way::Own => Packet { hook: Hook::Output, local: true, translated: false, ..packet },
         }
     }
 
-    /// An `iptables-restore --noflush`.
-    fn commit(&mut self, family: Family, lines: &[String]) {
-        let chains = Arc::make_mut(self.chains.get_mut(&family).unwrap());
-        assert_eq!(lines.first().map(String::as_str), Some("*filter"));
-        assert_eq!(lines.last().map(String::as_str), Some("COMMIT"));
-        for line in &lines[1..lines.len() - 1] {
-            let words: Vec<&str> = line.splitn(3, ' ').collect();
-            match *words.as_slice() {
-                [chain, "-", "[0:0]"] => {
-                    let chain = chain.strip_prefix(':').unwrap();
-                    assert!(chain.len() <= 28, "{line}");
-                    chains.insert(chain.to_owned(), Vec::new());
-                }
-                ["-A", chain, text] => chains.get_mut(chain).unwrap().push(rule(text)),
-                ["-I", chain, text] => {
-                    chains.get_mut(chain).unwrap().insert(0, rule(text.strip_prefix("1 ").unwrap()));
-                }
-                ["-D", chain, text] => {
-                    let rules = chains.get_mut(chain).unwrap();
-                    let at = rules.iter().position(|rule| rule.text == text).unwrap_or_else(|| panic!("{line}"));
-                    rules.remove(at);
-                }
-                ["-F", chain] => chains.get_mut(chain).unwrap().clear(),
-                ["-X", chain] => assert_eq!(chains.remove(chain), Some(Vec::new()), "{line}"),
-                _ => panic!("{line}"),
+    /// Whether a list lets it pass. What the node sends is no pod's: neither a guard nor another direction asks.
+    fn passes(self, acl: &Acl, flow: &Flow) -> bool {
+        match self {
+            Way::Routed => acl.eval(flow).allowed(),
+            Way::Forged => without_node(acl, flow.source).eval(flow).allowed(),
+            Way::Own => {
+                let acl = without_node(acl, flow.source);
+                let own = Acl { guard: None, egress: OrdMap::new(), node_addresses: [flow.source].into(), ..acl };
+                own.eval(flow).allowed()
             }
-        }
-        for rule in chains.values().flatten() {
-            for (option, value) in rule.words.iter().zip(&rule.words[1..]) {
-                match option.as_str() {
-                    "-j" if value.starts_with("RF") => assert!(chains.contains_key(value), "{rule:?}"),
-                    "--match-set" => assert!(self.sets.contains_key(value), "{rule:?}"),
-                    _ => {}
-                }
-            }
-        }
-    }
-
-    /// What `iptables-save` and `ipset list` would say.
-    fn stock(&self) -> Stock {
-        let listing = |chains: &Chains| {
-            let mut text = "*filter\n".to_owned();
-            text.extend(chains.keys().map(|chain| format!(":{chain} - [0:0]\n")));
-            for (chain, rules) in chains {
-                text.extend(rules.iter().map(|rule| format!("-A {chain} {}\n", rule.text)));
-            }
-            Listing::read(&text)
-        };
-        Stock {
-            families: self.chains.iter().map(|(family, chains)| (*family, listing(chains))).collect(),
-            sets: self.sets.keys().filter(|name| edition_of_set(name).is_some()).cloned().collect(),
-        }
-    }
-
-    /// Sets and chains in one spelling for all editions, and without what history leaves: the sizes of sets.
-    fn normal(&self) -> Normal {
-        let neutral = |name: &str| match (edition_of_chain(name), edition_of_set(name)) {
-            (None, None) => name.to_owned(),
-            _ => format!("{}x{}", &name[..2], &name[3..]),
-        };
-        let rule = |rule: &Arc<Rule>| rule.words.iter().map(|word| neutral(word)).collect::<Vec<_>>().join(" ");
-        let sets = self
-            .sets
-            .iter()
-            .map(|(name, set)| (neutral(name), set.elements.iter().cloned().chain([set.kind.clone()]).collect()));
-        let chains = |chains: &Arc<Chains>| {
-            chains.iter().map(|(name, rules)| (neutral(name), rules.iter().map(rule).collect())).collect()
-        };
-        let families = self.chains.iter().map(|(family, inner)| (*family, chains(inner)));
-        (sets.collect(), families.collect())
-    }
-
-    /// Judges a packet.
-    fn judge(&self, packet: Packet) -> Fate {
-        self.judge_while(packet, &mut || self)
-    }
-
-    /// Judges a packet; `sets` says by which state each time a chain or a set is looked at. A chain that is gone by then is
-    /// empty, and lets the packet pass; a set that rules in use ask does not go.
-    fn judge_while<'a>(&'a self, mut packet: Packet, sets: &mut dyn FnMut() -> &'a Kernel) -> Fate {
-        self.chain(packet.hook.builtin(), &mut packet, sets).unwrap_or(Fate::Passed(packet.mark))
-    }
-
-    fn chain<'a>(&'a self, chain: &str, packet: &mut Packet, sets: &mut dyn FnMut() -> &'a Kernel) -> Option<Fate> {
-        let family = &Family::of(packet.flow.source);
-        assert!(self.chains[family].contains_key(chain) || sets().chains[family].contains_key(chain), "{chain}");
-        for rule in sets().chains[family].get(chain).into_iter().flatten() {
-            let target = rule.words.iter().position(|word| word == "-j").unwrap();
-            let (matches, target) = rule.words.split_at(target);
-            if !self.matches(matches, packet, sets) {
-                continue;
-            }
-            match target[1].as_str() {
-                "RETURN" => return None,
-                "DROP" => return Some(Fate::Dropped),
-                "REJECT" => return Some(Fate::Rejected),
-                "MARK" => {
-                    assert_eq!(target[2], "--set-xmark");
-                    let (value, mask) = hexes(&target[3]);
-                    packet.mark = packet.mark & !mask ^ value;
-                }
-                chain => {
-                    if let Some(fate) = self.chain(chain, packet, sets) {
-                        return Some(fate);
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    fn matches<'a>(&'a self, words: &[String], packet: &Packet, sets: &mut dyn FnMut() -> &'a Kernel) -> bool {
-        let Packet { flow, .. } = *packet;
-        let mut words = words.iter().map(String::as_str);
-        let mut all = true;
-        while let Some(mut option) = words.next() {
-            let negated = option == "!";
-            if negated {
-                option = words.next().unwrap();
-            }
-            let value = words.next().unwrap();
-            let matches = match (option, value) {
-                ("-m", _) | ("--comment", _) => true,
-                ("-s", network) => network.parse::<IpNet>().unwrap().contains(&flow.source),
-                ("-d", network) => network.parse::<IpNet>().unwrap().contains(&flow.destination),
-                ("-p", "icmp") => matches!(flow.transport, Transport::Icmp(_)),
-                ("-p", "ipv6-icmp") => matches!(flow.transport, Transport::Icmpv6(_)),
-                ("-p", name) => matches!(flow.transport, Transport::Port(protocol, _) if protocol_of(name) == protocol),
-                ("--dport", ports) => {
-                    let (first, last) = ports.split_once(':').unwrap_or((ports, ports));
-                    let range = first.parse().unwrap()..=last.parse().unwrap();
-                    matches!(flow.transport, Transport::Port(_, port) if range.contains(&port))
-                }
-                ("--icmpv6-type", kind) => flow.transport == Transport::Icmpv6(kind.parse().unwrap()),
-                ("--ctstate", "DNAT") => packet.translated,
-                ("--ctstate", "ESTABLISHED") => packet.state == State::Established,
-                ("--ctstate", "RELATED") => packet.state == State::Related,
-                ("--ctstate", "INVALID") => packet.state == State::Invalid,
-                ("--src-type", "LOCAL") => packet.local,
-                ("--tcp-flags", "RST") => {
-                    assert_eq!(words.next(), Some("RST"));
-                    packet.reset
-                }
-                // The program has a test of its own.
-                ("--bytecode", _) => flow.source == flow.destination,
-                ("--mark", mark) => {
-                    let (value, mask) = hexes(mark);
-                    packet.mark & mask == value
-                }
-                ("--match-set", name) => {
-                    let ends = words.next().unwrap();
-                    // A set that is asked by a rule in use is not destroyed.
-                    let set = sets().sets.get(name).unwrap_or_else(|| &self.sets[name]);
-                    contains(set, ends, flow)
-                }
-                _ => panic!("{option} {value}"),
-            };
-            all &= matches != negated;
-        }
-        all
-    }
-}
-
-fn contains(set: &IpSet, ends: &str, flow: Flow) -> bool {
-    let address = match ends {
-        "src" => flow.source,
-        "dst" | "dst,dst" => flow.destination,
-        _ => panic!("{ends}"),
-    };
-    let kind = set.kind.split(' ').next().unwrap();
-    assert_eq!(kind == "hash:ip,port", ends == "dst,dst");
-    match kind {
-        "hash:ip" => set.elements.contains(&address.to_string()),
-        "hash:ip,port" => match flow.transport {
-            Transport::Port(protocol, port) => set.elements.iter().any(|element| {
-                let (ip, rest) = element.split_once(',').unwrap();
-                let (name, number) = rest.split_once(':').unwrap();
-                (ip.parse::<IpAddr>().unwrap(), protocol_of(name), number) == (address, protocol, &port.to_string())
-            }),
-            _ => false,
-        },
-        _ => {
-            let networks = set.elements.iter().filter_map(|element| {
-                let (network, no) = element.split_once(' ').unwrap_or((element, ""));
-                let network = network.parse::<IpNet>().unwrap_or_else(|_| network.parse::<IpAddr>().unwrap().into());
-                assert!(network.prefix_len() > 0);
-                network.contains(&address).then_some((network.prefix_len(), no != "nomatch"))
-            });
-            networks.max().is_some_and(|(_, yes)| yes)
         }
     }
 }
 
-fn protocol_of(name: &str) -> Protocol {
-    match name {
-        "tcp" => Protocol::Tcp,
-        "udp" => Protocol::Udp,
-        "sctp" => Protocol::Sctp,
-        _ => panic!("{name}"),
+/// The list with one node less to believe or to trust as a source.
+fn without_node(acl: &Acl, source: IpAddr) -> Acl {
+    let mut acl = acl.clone();
+    if let Some(mut set) = acl.reach.nodes.and_then(|nodes| acl.sets.get(&nodes).cloned()) {
+        let Members::Addresses(nodes) = &mut set.members else { panic!("nodes are addresses") };
+        nodes.remove(&source);
+        acl.sets.insert(acl.reach.nodes.unwrap(), set);
     }
-}
-
-fn hexes(text: &str) -> (u32, u32) {
-    let hex = |text: &str| u32::from_str_radix(text.strip_prefix("0x").unwrap(), 16).unwrap();
-    let (value, mask) = text.split_once('/').unwrap();
-    (hex(value), hex(mask))
-}
-
-/// The words of a rule; what is in quotes is one word.
-fn words_of(rule: &str) -> Vec<String> {
-    let mut words = vec![String::new()];
-    let (mut quoted, mut escaped) = (false, false);
-    for character in rule.chars() {
-        match character {
-            _ if escaped => escaped = false,
-            '\\' => {
-                escaped = true;
-                continue;
-            }
-            '"' => {
-                quoted = !quoted;
-                continue;
-            }
-            ' ' if !quoted => {
-                words.push(String::new());
-                continue;
-            }
-            _ => {}
-        }
-        words.last_mut().unwrap().push(character);
-    }
-    words
+    acl
 }
 
 /// The states that a plan goes through: each with the number of graces before it.
@@ -403,7 +103,7 @@ fn perform(kernel: &Kernel, steps: &[Step]) -> Vec<(usize, Kernel)> {
 }
 
 fn layout<'a>(acl: &'a Acl, options: &'a IptablesOptions, edition: Edition) -> Layout<'a> {
-    Layout { acl, options, edition, compares: true }
+    Layout { acl, options, edition, can: Abilities::ALL }
 }
 
 fn replace(kernel: &Kernel, acl: &Acl, capacities: &mut Capacities) -> (Edition, Vec<Step>) {
@@ -423,21 +123,22 @@ fn fresh(acl: &Acl) -> Kernel {
 /// that both allow is told that it is refused.
 fn check(states: &[(usize, Kernel)], from: &Acl, to: &Acl, flows: &[Flow], u: &mut Unstructured<'_>) {
     check_all(states, &[from, to], flows, u);
-    for flow in flows.iter().filter(|flow| from.eval(flow).allowed() || to.eval(flow).allowed()) {
-        let both = from.eval(flow).allowed() && to.eval(flow).allowed();
+    let ways = flows.iter().flat_map(|flow| Way::ALL.map(|way| (way, flow)));
+    for (way, flow) in ways.filter(|(way, flow)| way.passes(from, flow) && way.passes(to, flow)) {
         for (at, (_, kernel)) in states.iter().enumerate() {
-            let fate = kernel.judge(Packet::routed(*flow));
-            assert!(!both || fate != Fate::Rejected, "{flow} is refused aloud at {at} of {}", states.len());
+            let fate = kernel.judge(way.packet(*flow));
+            assert!(fate != Fate::Rejected, "{flow} ({way:?}) is refused aloud at {at} of {}", states.len());
         }
     }
 }
 
 /// No packet, judged at any moment or over any time that no grace cuts, passes unless one of the lists allows it.
 fn check_all(states: &[(usize, Kernel)], lists: &[&Acl], flows: &[Flow], u: &mut Unstructured<'_>) {
-    for flow in flows.iter().filter(|flow| lists.iter().all(|list| !list.eval(flow).allowed())) {
-        let packet = Packet::routed(*flow);
+    let ways = flows.iter().flat_map(|flow| Way::ALL.map(|way| (way, flow)));
+    for (way, flow) in ways.filter(|(way, flow)| lists.iter().all(|list| !way.passes(list, flow))) {
+        let packet = way.packet(*flow);
         for (at, (_, kernel)) in states.iter().enumerate() {
-            assert!(!kernel.judge(packet).passed(), "{flow} passes at {at} of {}", states.len());
+            assert!(!kernel.judge(packet).passed(), "{flow} ({way:?}) passes at {at} of {}", states.len());
         }
         for _ in 0..4 {
             let start = u.choose_index(states.len()).unwrap_or_default();
@@ -452,7 +153,7 @@ fn check_all(states: &[(usize, Kernel)], lists: &[&Acl], flows: &[Flow], u: &mut
                 &states[now].1
             };
             let fate = states[start].1.judge_while(packet, &mut look);
-            assert!(!fate.passed(), "{flow} passes from {start} of {}", states.len());
+            assert!(!fate.passed(), "{flow} ({way:?}) passes from {start} of {}", states.len());
         }
     }
 }
@@ -481,7 +182,9 @@ fn the_layout_means_what_the_list_says() {
                 let itself = flow.source == flow.destination;
                 let unguarded = Acl { guard: None, ..acl.clone() };
                 let judged = [unguarded.eval(&flow).egress, unguarded.eval(&flow).ingress];
-                let untouched = allowed && judged.iter().all(|side| side.because == AclReason::NotIsolated);
+                let asks_origin = acl.reach.believed != AclBelieved::Nothing;
+                let untouched =
+                    allowed && !asks_origin && judged.iter().all(|side| side.because == AclReason::NotIsolated);
                 let wanted_of_marked = if untouched { Fate::Passed(marked.mark) } else { wanted };
                 assert!(itself || kernel.judge(marked) == wanted_of_marked, "{flow}");
                 let invalid = kernel.judge(Packet { state: State::Invalid, ..packet });
@@ -491,13 +194,17 @@ fn the_layout_means_what_the_list_says() {
                 let error = matches!(flow.transport, Transport::Icmp(_) | Transport::Icmpv6(_));
                 assert_eq!(related.passed(), allowed || error, "{flow}");
                 let output = Packet { hook: Hook::Output, ..packet };
-                assert_eq!(kernel.judge(output), wanted, "{flow}");
-                assert!(kernel.judge(Packet { local: true, ..output }).passed());
+                let unbelieved = Way::Forged.passes(acl, &flow);
+                let wanted_unbelieved = if unbelieved { Fate::Passed(packet.mark) } else { Fate::Rejected };
+                assert_eq!(kernel.judge(Way::Forged.packet(flow)), wanted_unbelieved, "{flow}");
+                assert_eq!(kernel.judge(output), wanted_unbelieved, "{flow}");
+                assert_eq!(kernel.judge(Way::Own.packet(flow)).passed(), Way::Own.passes(acl, &flow), "{flow}");
                 let tcp = matches!(flow.transport, Transport::Port(Protocol::Tcp, _));
                 let reset = Packet { reset: true, state: State::Related, ..packet };
                 assert_eq!(kernel.judge(reset).passed(), related.passed());
-                assert_eq!(kernel.judge(Packet { hook: Hook::Output, ..reset }).passed(), related.passed() || tcp);
-                assert_eq!(kernel.judge(Packet { reset: true, ..output }), wanted, "a reset out of nowhere");
+                let refusal = Packet { hook: Hook::Output, ..reset };
+                assert_eq!(kernel.judge(refusal).passed(), unbelieved || error || tcp);
+                assert_eq!(kernel.judge(Packet { reset: true, ..output }), wanted_unbelieved, "a reset out of nowhere");
                 assert_eq!(kernel.judge(Packet { local: true, ..packet }), wanted, "the source is forged");
                 if !itself {
                     assert_eq!(kernel.judge(Packet { translated: true, ..packet }), wanted, "{flow}");
@@ -571,7 +278,7 @@ fn no_step_lets_pass_what_neither_list_allows() {
             let diff = AclDiff::between(from, to);
             let (old, new) = (layout(from, &options, edition), layout(to, &options, edition));
             let update = plan::update(old, new, &diff, &Family::ALL, &mut capacities, owes_grace);
-            assert_eq!(update.is_some(), from.guard == to.guard);
+            assert_eq!(update.is_some(), from.guard == to.guard && from.reach == to.reach);
             known += diff.sets.changed.iter().filter(|(_, _, set)| set.role == SetRole::Known).count();
             let steps = match update {
                 Some(update) => {
@@ -677,7 +384,7 @@ fn members_touch_no_rule() {
         for (from, to) in lists.iter().zip(&lists[1..]) {
             let mut moved = to.clone();
             (moved.ingress, moved.egress) = (from.ingress.clone(), from.egress.clone());
-            moved.guard = from.guard.clone();
+            (moved.guard, moved.reach) = (from.guard.clone(), from.reach.clone());
             if !moved.sets.keys().eq(from.sets.keys()) {
                 continue;
             }

@@ -334,9 +334,16 @@ mod tests {
         for (table, name) in [(Table::Nat, "RF-FORWARD"), (Table::Filter, "RF-ORIGIN"), (Table::Mangle, "RF0-OWN")] {
             assert!(!is_our_chain(table, name), "{name} is of another table");
         }
-        for name in
-            ["rf", "rf0-hold", "rf0-local4", "rf0-kept4-AAAAAAAAAAAAAAAA", "rf0-hold4-AAAAAAAAAAAAAAAA", "rf0-iso4", "rf0-iso5-AAAAAAAAAAAAAAAA", "rfx-hold4"]
-        {
+        for name in [
+            "rf",
+            "rf0-hold",
+            "rf0-local4",
+            "rf0-kept4-AAAAAAAAAAAAAAAA",
+            "rf0-hold4-AAAAAAAAAAAAAAAA",
+            "rf0-iso4",
+            "rf0-iso5-AAAAAAAAAAAAAAAA",
+            "rfx-hold4",
+        ] {
             assert_eq!(edition_of_set(name), None, "{name}");
         }
     }

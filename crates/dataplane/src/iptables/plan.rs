@@ -149,7 +149,21 @@ pub(super) fn replace(
         let dead: Vec<String> = listing.chains.keys().filter(is_dead).cloned().collect();
         let mut jumps = listing.mend_jumps(&hooks);
         if !hooks.is_empty() {
-            let chains = layout.chains_in(table, family);
+            let mut chains = layout.chains_in(table, family);
+            if let (Table::Mangle, [(chain, rules)]) = (table, chains.as_mut_slice()) {
+                let both = mark_for_both(rules, stock.origin(family));
+                let alone = std::mem::replace(rules, both);
+                if alone != *rules {
+                    let chain = [(chain.clone(), alone)];
+                    deletions.push(commit(
+                        (table, family),
+                        "mark no more what was marked before",
+                        &chain,
+                        Vec::new(),
+                        &[],
+                    ));
+                }
+            }
             steps.push(commit((table, family), purpose(table, family), &chains, std::mem::take(&mut jumps), &[]));
         }
         if !(dead.is_empty() && jumps.is_empty()) {
@@ -162,6 +176,14 @@ pub(super) fn replace(
     }
     steps.extend(destroy("destroy the sets of before", old));
     steps
+}
+
+/// The rules of `RF-ORIGIN` while the filter table goes over from an edition to the next: what either believes is marked.
+fn mark_for_both(new: &[String], [clears, marks]: [Vec<String>; 2]) -> Vec<String> {
+    let is_old = |rule: &String| !new.contains(rule);
+    let clears = clears.into_iter().filter(is_old);
+    let marks = marks.into_iter().filter(is_old);
+    clears.chain(new.iter().cloned()).chain(marks).collect()
 }
 
 /// Removes everything of ours that is in `stock`.

@@ -64,15 +64,18 @@ impl Layout<'_> {
             return vec!["-m addrtype --src-type LOCAL -j RETURN".to_owned()];
         }
         let local = self.acl.reach.local.and_then(|local| self.address_set(local, family));
-        let to_local = local.map(|local| format!("-m addrtype --src-type LOCAL -m set --match-set {local} dst -j RETURN"));
+        let to_local =
+            local.map(|local| format!("-m addrtype --src-type LOCAL -m set --match-set {local} dst -j RETURN"));
         let judged = format!("-m addrtype --src-type LOCAL -g {}", self.names().own());
         to_local.into_iter().chain([judged]).collect()
     }
 
     /// The chain for what the node itself sends to others than its own pods. The pod's node will believe this one, so here
-    /// the pod's policies are asked. No pod is at the other end: nothing else is.
+    /// the pod's policies are asked. No pod is at the other end: nothing else is. Whatever addresses pods claim, the node
+    /// reaches itself.
     pub(super) fn own(self, family: Family) -> Option<Chain> {
-        let rules = || self.namespaces(Direction::Ingress, family).collect();
+        let to_itself = ["-m addrtype --dst-type LOCAL -j RETURN".to_owned()];
+        let rules = || to_itself.into_iter().chain(self.namespaces(Direction::Ingress, family)).collect();
         self.acl.reach.judges_others.then(|| (self.names().own(), rules()))
     }
 

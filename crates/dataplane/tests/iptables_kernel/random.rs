@@ -8,11 +8,14 @@ use arbitrary::Unstructured;
 use imbl::OrdMap;
 use ipnet::IpNet;
 use ringfence_compile::acl::{
-    Acl, AclCompiler, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId,
-    SetRole,
+    Acl, AclBelieved, AclCompiler, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclReach, AclRule,
+    AclSet, Members, SetId, SetRole,
 };
 use ringfence_compile::{Cluster, Compiler as _, ProtocolRange, Touched, UnknownPods};
-use ringfence_model::{Direction, Family, Flow, Object, PortRange, Protocol, Transport};
+use ringfence_model::{
+    Direction, Endpoint, EndpointSlice, EnforceAt, Enforcement, ExternalTraffic, Family, Flow, NodeTraffic, Object,
+    PortRange, Protocol, Service, ServiceKind, Transport,
+};
 use ringfence_scenario::{Event, bytes, events, pod_ranges};
 
 const LOCAL: [&str; 8] = ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "fd00::1", "fd00::2", "fd00::3", "fd00::4"];
@@ -40,9 +43,26 @@ const BLOCKS: [(&[&str], &[&str]); 10] = [
     (&["0.0.0.0/0", "::/0"], &[]),
     (&["128.0.0.0/1"], &["255.0.0.0/8"]),
 ];
+/// Some of the addresses of the compiled worlds.
+const COMPILED: [&str; 12] = [
+    "10.0.0.0",
+    "10.0.0.1",
+    "10.0.0.2",
+    "10.0.0.127",
+    "10.0.0.255",
+    "172.17.0.5",
+    "fd00::",
+    "fd00::1",
+    "fd00::2",
+    "2001:db8::7",
+    "192.0.2.1",
+    "2001:db8::1",
+];
 const PORTS: [u16; 4] = [1, 80, 81, 65535];
 /// Ranges to guard.
 const RANGES: [&[&str]; 4] = [&["10.0.0.0/24"], &["10.0.0.2/31", "fd00::/64"], &["fd00::/16"], &["0.0.0.0/0", "::/0"]];
+/// Networks towards which sources are kept.
+const KEPT: [&[&str]; 4] = [&[], &["10.9.0.0/24"], &["0.0.0.0/0", "fd00:9::/64"], &["fd00:9::1/128"]];
 const NAMESPACES: [&str; 3] = ["a", "b", "c"];
 
 fn address(text: &str) -> IpAddr {
@@ -63,12 +83,27 @@ pub(crate) fn compiled(seed: u64) -> Vec<Acl> {
         }
     }
     let unknown = if u.ratio(2, 3).unwrap() { UnknownPods::Deny } else { UnknownPods::Allow };
+    let enforcement = Enforcement {
+        at: *u.choose(&[EnforceAt::Destination, EnforceAt::Entry, EnforceAt::Everywhere]).unwrap(),
+        node_traffic: *u.choose(&[NodeTraffic::Own, NodeTraffic::All, NodeTraffic::Policy]).unwrap(),
+    };
+    for number in 0..4 {
+        let [service, slice] = exposed(&mut u, number).unwrap();
+        let place = u.int_in_range(0..=events.len()).unwrap();
+        events.insert(place, Event::Apply(service));
+        events.insert(u.int_in_range(place..=events.len()).unwrap(), Event::Apply(slice));
+    }
     let batch = usize::try_from(seed % 25).unwrap() + 1;
     let mut cluster = Cluster::new();
-    let mut compiler = AclCompiler::for_node(Arc::from("node-1")).with_unknown_pods(unknown);
+    let mut compiler =
+        AclCompiler::for_node(Arc::from("node-1")).with_unknown_pods(unknown).with_enforcement(enforcement);
     let mut lists = Vec::new();
     for batch in events.chunks(batch) {
         let mut touched = Touched::default();
+        if u.ratio(1, 6).unwrap() {
+            let networks: Vec<IpNet> = u.choose(&KEPT).unwrap().iter().map(|text| text.parse().unwrap()).collect();
+            cluster.keep_sources_towards(&networks, &mut touched);
+        }
         for event in batch {
             match event {
                 Event::Apply(object) => cluster.apply(object.clone(), &mut touched).unwrap(),
@@ -78,6 +113,28 @@ pub(crate) fn compiled(seed: u64) -> Vec<Acl> {
         lists.push(Acl { node_addresses: BTreeSet::new(), ..compiler.compile(&cluster, &touched) });
     }
     lists
+}
+
+/// A Service that can be called from outside, and who answers for it.
+fn exposed(u: &mut Unstructured<'_>, number: usize) -> arbitrary::Result<[Object; 2]> {
+    let (namespace, name): (Arc<str>, Arc<str>) = ("default".into(), format!("service-{number}").into());
+    let service = Service {
+        namespace: namespace.clone(),
+        name: name.clone(),
+        kind: ServiceKind::NodePort,
+        selector: [].into(),
+        cluster_addresses: Vec::new(),
+        external_addresses: Vec::new(),
+        external_traffic: ExternalTraffic::Cluster,
+        ports: Vec::new(),
+    };
+    let mut endpoints = Vec::new();
+    for _ in 0..u.int_in_range(1..=4)? {
+        endpoints.push(Endpoint { address: address(u.choose(&COMPILED)?), serving: u.ratio(3, 4)? });
+    }
+    let ports = vec![(*u.choose(&Protocol::ALL)?, *u.choose(&[80, 443, 8080])?)];
+    let slice = EndpointSlice { namespace, name: name.clone(), service: Some(name), endpoints, ports };
+    Ok([Object::Service(service), Object::EndpointSlice(slice)])
 }
 
 /// Lists that no compiler need make: whatever the types allow. Each shares some parts with the one before.
@@ -111,6 +168,12 @@ fn list(u: &mut Unstructured<'_>, before: Option<&Acl>) -> arbitrary::Result<Acl
         _ => guard(u)?,
     };
     used.extend(acl.guard.as_ref().map(|guard| guard.known));
+    acl.reach = match before {
+        Some(before) if u.ratio(4, 5)? => before.reach.clone(),
+        _ => reach(u)?,
+    };
+    let judged = if let AclBelieved::Endpoints(judged) = acl.reach.believed { Some(judged) } else { None };
+    used.extend([acl.reach.local, acl.reach.nodes, judged].into_iter().flatten());
     for namespace in acl.ingress.values().chain(acl.egress.values()) {
         used.insert(namespace.isolated);
         for policy in &namespace.policies {
@@ -140,7 +203,37 @@ fn list(u: &mut Unstructured<'_>, before: Option<&Acl>) -> arbitrary::Result<Acl
             }
         }
     }
+    // No pod has the address of a node.
+    let isolated = acl.ingress.values().chain(acl.egress.values()).map(|namespace| namespace.isolated);
+    let pods: Vec<Members> = isolated.map(|isolated| acl.sets[&isolated].members.clone()).collect();
+    if let Some(AclSet { members: Members::Addresses(nodes), .. }) =
+        acl.reach.nodes.and_then(|id| acl.sets.get_mut(&id))
+    {
+        let is_pod = |address: &IpAddr| {
+            pods.iter().any(|pods| matches!(pods, Members::Addresses(pods) if pods.contains(address)))
+        };
+        *nodes = nodes.iter().filter(|address| !is_pod(address)).copied().collect();
+    }
     Ok(acl)
+}
+
+fn reach(u: &mut Unstructured<'_>) -> arbitrary::Result<AclReach> {
+    let judges_others = u.arbitrary()?;
+    let believed = match u.int_in_range(0..=4)? {
+        0 | 1 => AclBelieved::Nothing,
+        2 => AclBelieved::Endpoints(id(8, 0)),
+        3 => AclBelieved::LocalPods,
+        _ => AclBelieved::Everything,
+    };
+    let unmasqueraded: Arc<[IpNet]> = u.choose(&KEPT)?.iter().map(|network| network.parse().unwrap()).collect();
+    let wants_local = judges_others || believed == AclBelieved::LocalPods || !unmasqueraded.is_empty();
+    Ok(AclReach {
+        judges_others,
+        local: wants_local.then(|| id(6, 0)),
+        nodes: (believed != AclBelieved::Nothing).then(|| id(7, 0)),
+        believed,
+        unmasqueraded,
+    })
 }
 
 fn guard(u: &mut Unstructured<'_>) -> arbitrary::Result<Option<AclGuard>> {
@@ -227,13 +320,16 @@ fn set(u: &mut Unstructured<'_>, id: SetId) -> arbitrary::Result<AclSet> {
             let known = [some(&LOCAL, 3)?, some(&PEERS, 3)?].concat();
             (SetRole::Known, Members::Addresses(known.into_iter().collect()))
         }
-        _ => {
+        6 => (SetRole::Local, Members::Addresses(some(&LOCAL, 3)?.into_iter().collect())),
+        7 => (SetRole::Nodes, Members::Addresses(some(&PEERS, 3)?.into_iter().collect())),
+        role => {
             let addresses = some(&LOCAL, 3)?;
             let mut endpoints = BTreeSet::new();
             for address in addresses {
                 endpoints.insert((address, *u.choose(&Protocol::ALL)?, *u.choose(&PORTS)?));
             }
-            (SetRole::Serving, Members::Endpoints(endpoints.into_iter().collect()))
+            let role = if role == 8 { SetRole::Believed } else { SetRole::Serving };
+            (role, Members::Endpoints(endpoints.into_iter().collect()))
         }
     };
     Ok(AclSet { role, members, origin: Arc::from("") })
@@ -242,18 +338,6 @@ fn set(u: &mut Unstructured<'_>, id: SetId) -> arbitrary::Result<AclSet> {
 /// Flows between the addresses of these worlds, and of those of the compiled ones.
 #[allow(dead_code, reason = "the kernel's tests ask for no flows")]
 pub(crate) fn flows(seed: u64, count: usize) -> Vec<Flow> {
-    const COMPILED: [&str; 10] = [
-        "10.0.0.0",
-        "10.0.0.1",
-        "10.0.0.2",
-        "10.0.0.127",
-        "10.0.0.255",
-        "172.17.0.5",
-        "fd00::",
-        "fd00::1",
-        "fd00::2",
-        "2001:db8::7",
-    ];
     let bytes = bytes(seed, count * 64);
     let mut u = Unstructured::new(&bytes);
     let mut flows = Vec::new();
