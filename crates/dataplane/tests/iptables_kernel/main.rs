@@ -8,6 +8,7 @@ mod packets;
 #[path = "../kernel/pods.rs"]
 mod pods;
 mod random;
+mod reach;
 #[path = "../kernel/unknown.rs"]
 mod unknown;
 
@@ -58,6 +59,12 @@ fn main() {
         ("errors_name_set_and_policy", errors_name_set_and_policy),
         ("choices", choices),
         ("connections", packets::connections),
+        ("other_nodes", reach::nodes),
+        ("the_nodes_own_calls", reach::own),
+        ("sources_are_kept", reach::sources),
+        ("tampering_in_all_tables", reach::tampering),
+        ("crashes_in_all_tables", reach::crashes),
+        ("others_in_all_tables", reach::others),
         ("unknown_pods", |variant| unknown::packets(new(variant))),
         ("no_packet_while_pods_become_known", |variant| unknown::flood(new(variant), 20)),
     ];
@@ -106,12 +113,18 @@ fn ipset(command: &str) {
     run("ipset", &["restore"], command).unwrap_or_else(|error| panic!("{command}: {error}"));
 }
 
-/// The filter tables and all sets, without what the tools say about the time, and sets in the order of their names.
+/// The filter tables and all sets, without what the tools say about the time, and sets in the order of their names. Of the
+/// other tables what has our names.
 fn everything(variant: Variant) -> Vec<String> {
     let mut lines = Vec::new();
     for base in ["iptables", "ip6tables"] {
         let saved = run(&format!("{base}-{variant}-save"), &["-t", "filter"], "").unwrap();
         lines.extend(saved.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{base} {line}")));
+        for table in ["mangle", "nat"] {
+            let saved = run(&format!("{base}-{variant}-save"), &["-t", table], "").unwrap();
+            let ours = saved.lines().filter(|line| line.contains("RF"));
+            lines.extend(ours.map(|line| format!("{base}-{table} {line}")));
+        }
     }
     let saved = run("ipset", &["save"], "").unwrap();
     let without_sizes = |line: &str| match line.split_once(" hashsize") {
