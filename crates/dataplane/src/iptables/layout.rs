@@ -98,8 +98,8 @@ impl<'a> Layout<'a> {
         for (chain, meaning) in [
             (self.names().own(), "what the node itself sends"),
             (self.names().believed(), "what other nodes have judged"),
-            (Hook::Arrival.chain().to_owned(), "what comes from another node's address comes from where that is"),
-            (Hook::Departure.chain().to_owned(), "what leaves with the address of its pod"),
+            (Hook::Arrival.chain().to_owned(), "mark what claims another node's address and comes from where that is"),
+            (Hook::Departure.chain().to_owned(), "let go with the addresses of pods"),
             (self.names().kept(family), "networks that see the addresses of pods"),
         ] {
             legend.insert(chain, meaning.to_owned());

@@ -5,8 +5,9 @@
 //! AclDiff ─────────────────────► plan::update ────┴─► steps ─► ipset restore, iptables-restore ─► kernel
 //! ```
 //!
-//! Everything of ours has a name that tells (`name`), in the filter tables of both families and among the sets. Nothing
-//! else is ever written, except two jumps to our chains.
+//! Everything of ours has a name that tells (`name`), in the filter tables of both families and among the sets; where other
+//! nodes are believed, in the mangle tables, and where pods keep their addresses, in the nat tables. Nothing else is ever
+//! written, except a jump to each chain of ours that a chain of the kernel leads to.
 //!
 //! # Why no packet passes that neither the old nor the new list allows
 //!
@@ -42,6 +43,25 @@
 //! So an address becomes known after its pod is isolated, and is unknown before its pod is free. Which ranges are guarded
 //! changes with a new edition only.
 //!
+//! # Whom the mark belongs to
+//!
+//! Which device leads to a packet's source can only be asked in the mangle table, before there is a route, and is needed in
+//! the filter table. `RF-ORIGIN` takes the bit of the mark from every packet that comes in, whoever left it there, and gives it
+//! to those that claim another node's address and come from where that is. `RF-FORWARD` believes a packet that has the bit
+//! *and* whose source is in its own set of nodes *and* whose destination is one for which that counts. So `RF-ORIGIN` alone
+//! allows nothing: whatever becomes of the mangle table, a packet passes only if the list in the filter table says so, and
+//! without `RF-ORIGIN` nobody is believed. Guarded ranges are asked about before. After that `RF-FORWARD` takes the bit from
+//! every packet, before any rule of a policy could give it; a filter table that does not know `RF-ORIGIN` asks about the bit
+//! in chains of policies only, and takes it before.
+//!
+//! The mangle tables come before the filter tables and go after them. In between, `RF-ORIGIN` marks what either edition
+//! believes: a connection that both allow is not to be refused because only one has marked it.
+//!
+//! What the node itself sends is judged by the same chains of namespaces when there are pods of others among them. It is
+//! let through to members of the set of its own pods, which is one of the sets that a taking makes smaller.
+//!
+//! # Silence
+//!
 //! Between takings and givings packets are refused that both lists allow. They must not be told so: connections would
 //! break. From before the first taking until a grace after the last giving the set `hold` has everybody in it, and
 //! refusals are silent; the sender tries again. A crash in between leaves that silence and what both lists allow.
@@ -51,6 +71,7 @@ mod abilities;
 mod clear;
 mod debt;
 mod diff;
+mod drift;
 mod layout;
 mod listing;
 mod members;
@@ -60,11 +81,10 @@ mod name;
 mod options;
 mod plan;
 mod reach;
+mod render;
 mod tools;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -75,14 +95,14 @@ use ringfence_model::{Direction, Family, PolicyId, Tier};
 
 pub use diff::AclDiff;
 pub use options::{InvalidMark, IptablesOptions, Mark, Variant};
+pub use render::render;
 
 use crate::backend::{Applied, ApplyError, Backend, Drift, Remark};
 use abilities::Abilities;
 pub(crate) use clear::clear_variants_but;
 use debt::Debt;
 use layout::Layout;
-use listing::{Stock, set_kind, set_members};
-use name::{Edition, Hook, Names, Table};
+use name::{Edition, Names, Table};
 use plan::{Capacities, Step, Update, Work};
 pub(crate) use tools::grace;
 use tools::{Failure, Tools};
@@ -126,38 +146,6 @@ pub struct IptablesBackend {
     spelling: Option<(u64, u64, bool)>,
     /// After how many steps to stop.
     steps_left: Option<usize>,
-}
-
-/// Our objects in the kernel.
-#[derive(Default, PartialEq, Eq)]
-struct Present {
-    /// Which jumps to our chains are where they should be; nothing when there are others, too.
-    hooked: BTreeMap<(Table, Family), Option<Vec<Hook>>>,
-    /// The rules of each chain.
-    chains: BTreeMap<(Table, Family), BTreeMap<String, Vec<String>>>,
-    /// The members of each set, and its type.
-    sets: BTreeMap<String, BTreeSet<String>>,
-}
-
-impl Present {
-    /// Whether nothing but the words of rules differs.
-    fn is_shaped_as(&self, other: &Present) -> bool {
-        let shape = |present: &Present| -> Vec<(String, usize)> {
-            let chains = present.chains.values().flatten();
-            chains.map(|(chain, rules)| (chain.clone(), rules.len())).collect()
-        };
-        self.hooked == other.hooked && self.sets == other.sets && shape(self) == shape(other)
-    }
-
-    /// A fingerprint of the rules, whatever edition they are of.
-    fn words(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for (chain, rules) in self.chains.values().flatten() {
-            name::without_edition(chain).hash(&mut hasher);
-            rules.iter().for_each(|rule| name::without_edition(rule).hash(&mut hasher));
-        }
-        hasher.finish()
-    }
 }
 
 /// A step that failed.
@@ -249,70 +237,6 @@ impl IptablesBackend {
     /// Stops after so many steps, and in all that is called later, as a crash would. For tests.
     pub fn stop_after(&mut self, steps: usize) {
         self.steps_left = Some(steps);
-    }
-
-    /// What of ours there is, in some tables.
-    fn found(&self, tables: &[Table]) -> Result<Present, ApplyError> {
-        let mut present = Present::default();
-        for place in self.places(tables) {
-            let listing = self.tools.listing(place.0, place.1)?;
-            present.hooked.insert(place, listing.hooked());
-            present.chains.insert(place, listing.chains);
-        }
-        present.sets = set_members(&self.tools.saved_sets()?);
-        Ok(present)
-    }
-
-    /// Tables of all families that the kernel has.
-    fn places(&self, tables: &[Table]) -> impl Iterator<Item = (Table, Family)> {
-        tables.iter().flat_map(|table| self.tools.families.iter().map(|family| (*table, *family)))
-    }
-
-    /// A layout as it would be found in some tables.
-    fn present(&self, layout: Layout<'_>, tables: &[Table]) -> Present {
-        let mut present = Present::default();
-        for place in self.places(tables) {
-            let (table, family) = place;
-            present.hooked.insert(place, Some(layout.hooks(table, family)));
-            present.chains.insert(place, layout.chains_in(table, family).into_iter().collect());
-        }
-        for family in &self.tools.families {
-            for set in layout.sets(*family) {
-                let line = set.create(0);
-                let kind = line.splitn(3, ' ').nth(2).map(set_kind);
-                present.sets.insert(set.name, set.elements.into_iter().chain(kind).collect());
-            }
-        }
-        present
-    }
-
-    /// Where the kernel differs from what `program` says, whoever has written it; nothing if it does not. Looks, and changes
-    /// nothing. Where this version of iptables lists rules in other words than it was given, only their number is compared.
-    ///
-    /// # Errors
-    /// The tools cannot list what there is.
-    pub fn difference(&self, program: &Acl) -> Result<Option<Drift>, ApplyError> {
-        let found = self.found(&Table::ALL)?;
-        let closed = invalid(program);
-        let program = narrow(program, &closed);
-        let mut names = found.chains.values().flat_map(BTreeMap::keys);
-        // Leftovers of another edition are a difference, whichever of the two is taken for the one in force.
-        let edition = names.find_map(|chain| name::edition_of_chain(chain)).unwrap_or_default();
-        // What the kernel can do was tried by whoever wrote this.
-        let as_expected = Abilities::possible(&program).any(|can| {
-            let layout = Layout { acl: &program, options: &self.options, edition, can };
-            let expected = self.present(layout, &Table::ALL);
-            found == expected || found.is_shaped_as(&expected)
-        });
-        Ok((!as_expected).then(|| Drift("rules or sets of ringfence are not as expected".to_owned())))
-    }
-
-    /// What there is and what there should be, in the tables where something should be: what was in others is gone since the
-    /// program is in force, and some of them are large.
-    fn found_and_expected(&self, program: &Acl, edition: Edition) -> Result<(Present, Present), ApplyError> {
-        let layout = self.layout(program, edition);
-        let tables = layout.tables();
-        Ok((self.found(&tables)?, self.present(layout, &tables)))
     }
 
     fn layout<'a>(&'a self, acl: &'a Acl, edition: Edition) -> Layout<'a> {
@@ -563,40 +487,6 @@ impl Backend for IptablesBackend {
             }),
         }
     }
-}
-
-/// What [`Backend::replace`] would have restored into a kernel with nothing of ours in it, step by step.
-pub fn render(acl: &Acl, options: &IptablesOptions) -> String {
-    let closed = invalid(acl);
-    let acl = narrow(acl, &closed);
-    let layout = Layout { acl: &acl, options, edition: Edition::default(), can: Abilities::ALL };
-    let steps = plan::replace(layout, &Family::ALL, &Stock::default(), &mut Capacities::new());
-    let legend: BTreeMap<String, String> = Family::ALL.into_iter().flat_map(|family| layout.legend(family)).collect();
-    let mut script = String::new();
-    for (number, step) in (1..).zip(&steps) {
-        let (tool, lines) = match &step.work {
-            Work::Sets(lines) => ("ipset restore", lines),
-            Work::Rules(Family::V4, lines) => ("iptables-restore --noflush", lines),
-            Work::Rules(Family::V6, lines) => ("ip6tables-restore --noflush", lines),
-            Work::Grace | Work::Owed | Work::Destroy(_) => continue,
-        };
-        let separator = if script.is_empty() { "" } else { "\n" };
-        // Writing to a string cannot fail.
-        let _ = writeln!(script, "{separator}# {number}. {tool}: {}", step.title);
-        for line in lines {
-            if let Some(meaning) = introduced(line).and_then(|name| legend.get(name)) {
-                let _ = writeln!(script, "# {meaning}");
-            }
-            let _ = writeln!(script, "{line}");
-        }
-    }
-    script
-}
-
-/// The set or chain that a line makes.
-fn introduced(line: &str) -> Option<&str> {
-    let name = line.strip_prefix("create ").or_else(|| line.strip_prefix(':'))?;
-    name.split(' ').next()
 }
 
 /// The list with some policies closed.

@@ -49,7 +49,9 @@ impl fmt::Display for Variant {
     }
 }
 
-/// The bit of a packet's mark that rules may use. It is clear when a packet has passed our chains.
+/// The bit of a packet's mark that rules may use. It is clear when a packet has passed our chains in the filter table. Where
+/// other nodes are believed, nobody else may use it: packets that come in lose it, and what comes from other nodes has it until
+/// it is judged. What goes to the node itself keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark(u32);
 

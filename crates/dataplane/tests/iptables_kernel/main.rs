@@ -31,7 +31,8 @@ use ringfence_dataplane::nft::DenyAction;
 use ringfence_dataplane::{AclDiff, ApplyError, Backend as _, Demand as _, Outcome, Reconciler, conformance};
 use ringfence_model::{PortRange, Protocol};
 
-/// A process started with this argument does [`one_policy_is_refused`] with the tools it finds in its `PATH`.
+/// A process started with this argument does [`one_policy_is_refused`] and [`reach::untraceable`] with the tools it finds in its
+/// `PATH`.
 const REFUSAL: &str = "--with-tools-that-refuse";
 
 type Test = fn(Variant);
@@ -40,7 +41,8 @@ fn main() {
     namespace::enter();
     if let Some(variant) = std::env::args().skip_while(|argument| argument != REFUSAL).nth(1) {
         let variant = Variant::ALL.into_iter().find(|one| one.to_string() == variant).unwrap();
-        return clean(|| one_policy_is_refused(variant));
+        clean(|| one_policy_is_refused(variant));
+        return clean(|| reach::untraceable(variant));
     }
     let tests: &[(&str, Test)] = &[
         ("random_sequences", random_sequences),
@@ -376,7 +378,7 @@ fn a_crash_while_replacing(variant: Variant) {
     }
 }
 
-/// Runs [`one_policy_is_refused`] in a process that finds other tools first.
+/// Runs [`one_policy_is_refused`] and [`reach::untraceable`] in a process that finds other tools first.
 fn tools_that_refuse(variant: Variant) {
     let directory = std::env::temp_dir().join(format!("ringfence-refuse-{variant}-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
@@ -387,7 +389,7 @@ fn tools_that_refuse(variant: Variant) {
         let script = format!(
             "#!/bin/sh\n[ \"$1\" = restore ] || [ \"$1\" = --noflush ] || exec /usr/sbin/{tool} \"$@\"\n\
             input=$(cat)\n\
-            line=$(printf '%s\\n' \"$input\" | grep -n -e '10[.]66[.]6[.]6' -e 'dport 6666' | head -n 1)\n\
+            line=$(printf '%s\\n' \"$input\" | grep -n -e '10[.]66[.]6[.]6' -e 'dport 6666' -e 'm rpfilter' | head -n 1)\n\
             [ -z \"$line\" ] || {{ echo \"{tool}: Error occurred at line: {line}\" >&2; exit 2; }}\n\
             printf '%s\\n' \"$input\" | /usr/sbin/{tool} \"$@\"\n"
         );

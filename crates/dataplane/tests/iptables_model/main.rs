@@ -7,7 +7,8 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use ringfence_compile::ProtocolRange;
 use ringfence_compile::acl::{
-    Acl, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclRule, AclSet, Members, SetId, SetRole,
+    Acl, AclBelieved, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclReach, AclRule, AclSet,
+    Members, SetId, SetRole,
 };
 use ringfence_dataplane::iptables::{IptablesOptions, Mark, render};
 use ringfence_dataplane::nft::DenyAction;
@@ -67,6 +68,29 @@ fn guarded() -> Acl {
     acl
 }
 
+/// The same for a node that judges for others, believes others about a port, and lets pods keep their IPv4 addresses.
+fn reaching() -> Acl {
+    let [local, nodes, judged] = [7, 8, 9].map(|number| SetId(number << 120));
+    let mut acl = guarded();
+    let addresses = |text: &str| Members::Addresses([text.parse::<IpAddr>().unwrap()].into_iter().collect());
+    let endpoint = ("10.0.0.1".parse().unwrap(), Protocol::Tcp, 8443);
+    for (id, role, members, origin) in [
+        (local, SetRole::Local, addresses("10.0.0.1"), "pods of this node"),
+        (nodes, SetRole::Nodes, addresses("192.0.2.2"), "addresses of other nodes"),
+        (judged, SetRole::Believed, Members::Endpoints([endpoint].into_iter().collect()), "what other nodes judge"),
+    ] {
+        acl.sets.insert(id, AclSet { role, members, origin: Arc::from(origin) });
+    }
+    acl.reach = AclReach {
+        judges_others: true,
+        local: Some(local),
+        nodes: Some(nodes),
+        believed: AclBelieved::Endpoints(judged),
+        unmasqueraded: Arc::new(["10.9.0.0/16".parse().unwrap()]),
+    };
+    acl
+}
+
 fn check(name: &str, acl: &Acl) {
     let golden = format!("{}/tests/iptables_model/scripts/{name}.rules", env!("CARGO_MANIFEST_DIR"));
     let script = render(acl, &IptablesOptions::default());
@@ -86,17 +110,22 @@ fn the_script_of_a_list_that_guards_ranges() {
     check("guarded", &guarded());
 }
 
-/// A policy that cannot be written takes no guard away.
 #[test]
-fn ranges_are_guarded_whatever_becomes_of_a_policy() {
-    let mut acl = guarded();
+fn the_script_of_a_list_that_reaches_others() {
+    check("reaching", &reaching());
+}
+
+/// A policy that cannot be written takes no guard away, nor what other nodes are told.
+#[test]
+fn guard_and_reach_stay_whatever_becomes_of_a_policy() {
+    let mut acl = reaching();
     let (name, mut namespace) = acl.ingress.get_min().cloned().unwrap();
     let ports = AclPorts::Range(ProtocolRange { protocol: Protocol::Tcp, ports: PortRange { first: 2, last: 1 } });
     let entry = AclEntry { peers: AclPeers::Anyone, ports };
     let bad = AclPolicy { rules: vec![AclRule { entries: vec![entry] }], ..(*namespace.policies[0]).clone() };
     Arc::make_mut(&mut namespace).policies[0] = Arc::new(bad);
     acl.ingress.insert(name, namespace);
-    assert_eq!(render(&acl, &IptablesOptions::default()), render(&guarded(), &IptablesOptions::default()));
+    assert_eq!(render(&acl, &IptablesOptions::default()), render(&reaching(), &IptablesOptions::default()));
 }
 
 #[test]

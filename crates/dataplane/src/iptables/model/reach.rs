@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 
 use ringfence_compile::acl::{Acl, AclReason, Members};
+use ringfence_model::Family;
 
+use super::super::abilities::Abilities;
+use super::super::listing::Stock;
 use super::super::name::{Hook, Table};
 use super::super::plan::Capacities;
 use super::kernel::{Fate, Kernel, rule};
@@ -58,6 +61,30 @@ fn a_mark_of_others_is_not_believed() {
         }
     }
     assert!(refused > 100, "{refused}");
+}
+
+/// Where packets cannot be traced nobody is believed, and no table but the filter table has anything of ours.
+#[test]
+fn who_cannot_be_traced_is_not_believed() {
+    let options = super::IptablesOptions::default();
+    let mut refused = 0;
+    for (seed, lists) in sequences(60) {
+        for acl in &lists {
+            let layout =
+                super::Layout { can: Abilities::default(), ..super::layout(acl, &options, super::Edition::default()) };
+            let steps = super::plan::replace(layout, &Family::ALL, &Stock::default(), &mut Capacities::new());
+            let kernel = perform(&Kernel::new(), &steps).pop().unwrap().1;
+            assert_eq!(layout.tables(), [Table::Filter]);
+            assert!(kernel.chains.iter().all(|((table, _), chains)| *table == Table::Filter || chains.len() == 1));
+            for flow in random::flows(seed, 40).into_iter().filter(|flow| flow.source != flow.destination) {
+                let packet = Way::Routed.packet(flow);
+                let passed = kernel.judge(super::Packet { mark: 0x1010, ..packet }).passed();
+                assert_eq!(passed, Way::Forged.passes(acl, &flow), "{flow}");
+                refused += usize::from(!passed && Way::Routed.passes(acl, &flow));
+            }
+        }
+    }
+    assert!(refused > 30, "{refused}");
 }
 
 /// From pods of this node to networks of the list, and nothing else.
