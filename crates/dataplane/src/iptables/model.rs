@@ -62,6 +62,16 @@ impl Way {
     }
 }
 
+/// Flows in all ways that differ: who claims the address of no node has nothing to forge.
+fn ways<'a>(lists: &[&'a Acl], flows: &'a [Flow]) -> impl Iterator<Item = (Way, &'a Flow)> {
+    let lists = lists.to_vec();
+    let all = flows.iter().flat_map(|flow| Way::ALL.map(|way| (way, flow)));
+    all.filter(move |(way, flow)| {
+        let is_node = |list: &&Acl| reach::holds(list, list.reach.nodes, flow.source);
+        *way != Way::Forged || lists.iter().any(is_node)
+    })
+}
+
 /// The list with one node less to believe or to trust as a source.
 fn without_node(acl: &Acl, source: IpAddr) -> Acl {
     let mut acl = acl.clone();
@@ -123,8 +133,7 @@ fn fresh(acl: &Acl) -> Kernel {
 /// that both allow is told that it is refused.
 fn check(states: &[(usize, Kernel)], from: &Acl, to: &Acl, flows: &[Flow], u: &mut Unstructured<'_>) {
     check_all(states, &[from, to], flows, u);
-    let ways = flows.iter().flat_map(|flow| Way::ALL.map(|way| (way, flow)));
-    for (way, flow) in ways.filter(|(way, flow)| way.passes(from, flow) && way.passes(to, flow)) {
+    for (way, flow) in ways(&[from, to], flows).filter(|(way, flow)| way.passes(from, flow) && way.passes(to, flow)) {
         for (at, (_, kernel)) in states.iter().enumerate() {
             let fate = kernel.judge(way.packet(*flow));
             assert!(fate != Fate::Rejected, "{flow} ({way:?}) is refused aloud at {at} of {}", states.len());
@@ -134,8 +143,7 @@ fn check(states: &[(usize, Kernel)], from: &Acl, to: &Acl, flows: &[Flow], u: &m
 
 /// No packet, judged at any moment or over any time that no grace cuts, passes unless one of the lists allows it.
 fn check_all(states: &[(usize, Kernel)], lists: &[&Acl], flows: &[Flow], u: &mut Unstructured<'_>) {
-    let ways = flows.iter().flat_map(|flow| Way::ALL.map(|way| (way, flow)));
-    for (way, flow) in ways.filter(|(way, flow)| lists.iter().all(|list| !way.passes(list, flow))) {
+    for (way, flow) in ways(lists, flows).filter(|(way, flow)| lists.iter().all(|list| !way.passes(list, flow))) {
         let packet = way.packet(*flow);
         for (at, (_, kernel)) in states.iter().enumerate() {
             assert!(!kernel.judge(packet).passed(), "{flow} ({way:?}) passes at {at} of {}", states.len());

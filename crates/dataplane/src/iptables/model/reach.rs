@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ringfence_compile::acl::{Acl, AclReason, Members};
+use ringfence_compile::acl::{Acl, AclReason, Members, SetId};
 use ringfence_model::Family;
 
 use super::super::abilities::Abilities;
@@ -13,7 +13,7 @@ use super::kernel::{Fate, Kernel, rule};
 use super::{Way, fresh, perform, random, replace, sequences};
 
 /// Whether a set of the list holds an address.
-fn holds(acl: &Acl, set: Option<ringfence_compile::acl::SetId>, address: IpAddr) -> bool {
+pub(super) fn holds(acl: &Acl, set: Option<SetId>, address: IpAddr) -> bool {
     let set = set.and_then(|set| acl.sets.get(&set));
     matches!(set, Some(set) if matches!(&set.members, Members::Addresses(addresses) if addresses.contains(&address)))
 }
