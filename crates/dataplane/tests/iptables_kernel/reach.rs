@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use ringfence_compile::acl::{
-    Acl, AclBelieved, AclEntry, AclNamespace, AclPeers, AclPolicy, AclPorts, AclReach, AclRule, AclSet, Members, SetId,
-    SetRole,
+    Acl, AclBelieved, AclEntry, AclGuard, AclNamespace, AclPeers, AclPolicy, AclPorts, AclReach, AclRule, AclSet,
+    Members, SetId, SetRole,
 };
 use ringfence_dataplane::iptables::Variant;
 use ringfence_dataplane::{Backend as _, Reconciler};
@@ -66,6 +66,15 @@ fn with_egress(mut acl: Acl) -> Acl {
     let namespace = AclNamespace { isolated: nobody, policies: vec![policy] };
     acl.egress.insert(Arc::from("default"), Arc::new(namespace));
     acl.sets.insert(nobody, AclSet { role: SetRole::Isolated, members: addresses(&[SERVER]), origin: Arc::from("") });
+    acl
+}
+
+/// The same with the server's range guarded.
+fn guarding(mut acl: Acl, known: &[[&str; 2]]) -> Acl {
+    let id = SetId(9 << 120);
+    acl.sets.insert(id, AclSet { role: SetRole::Known, members: addresses(known), origin: Arc::from("") });
+    let ranges = ["10.0.1.0/24", "fd00:1::/64"].map(|range| range.parse().unwrap());
+    acl.guard = Some(AclGuard { ranges: Arc::new(ranges), known: id });
     acl
 }
 
@@ -158,6 +167,11 @@ pub(super) fn nodes(variant: Variant) {
     without.sets.get_mut(&NODES).unwrap().members = addresses(&[]);
     reconciler.apply(&without).unwrap();
     assert_eq!(call(&node), [None; 2]);
+
+    reconciler.apply(&guarding(list(&[], AclBelieved::Endpoints(JUDGED)), &[])).unwrap();
+    assert_eq!(node.connect(SERVER, 81), [Refused; 2], "nobody knows the pod");
+    reconciler.apply(&guarding(list(&[], AclBelieved::Endpoints(JUDGED)), &[SERVER])).unwrap();
+    assert_eq!(node.connect(SERVER, 81), [Open; 2]);
 
     reconciler.apply(&list(&[], AclBelieved::LocalPods)).unwrap();
     assert_eq!(node.connect(SERVER, 82), [Open; 2]);
