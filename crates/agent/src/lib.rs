@@ -30,7 +30,7 @@ use ipnet::IpNet;
 use ringfence_compile::{Cluster, Compiler, Touched, UnknownPods, UnsupportedTier};
 use ringfence_control::{Counts, Sandbox};
 use ringfence_dataplane::{ApplyError, Backend, Demand, Drift, Outcome, Reconciler};
-use ringfence_model::{Object, ObjectKey, Pod};
+use ringfence_model::{Enforcement, Object, ObjectKey, Pod, PodId};
 
 /// One change of the cluster, as a source reports it.
 #[derive(Clone, Debug)]
@@ -98,6 +98,7 @@ pub struct Agent<B: Backend> {
     announced: Announced,
     compiler: <B::Demand as Demand>::Compiler,
     unknown_pods: UnknownPods,
+    enforcement: Enforcement,
     /// What changed since the last program.
     touched: Touched,
     /// A complete state has arrived: nothing is programmed before.
@@ -112,6 +113,7 @@ impl<B: Backend> Agent<B> {
         Agent {
             compiler: Compiler::for_node(node.clone()),
             unknown_pods: UnknownPods::default(),
+            enforcement: Enforcement::default(),
             announced: Announced::new(node.clone()),
             node,
             cluster: Cluster::new(),
@@ -126,6 +128,27 @@ impl<B: Backend> Agent<B> {
     #[must_use]
     pub fn with_unknown_pods(self, unknown_pods: UnknownPods) -> Agent<B> {
         Agent { compiler: self.compiler.with_unknown_pods(unknown_pods), unknown_pods, ..self }
+    }
+
+    /// The same, with another choice about where policies are enforced. Not to be called once it has programmed something.
+    #[must_use]
+    pub fn with_enforcement(self, enforcement: Enforcement) -> Agent<B> {
+        Agent { compiler: self.compiler.with_enforcement(enforcement), enforcement, ..self }
+    }
+
+    /// Where it enforces.
+    pub fn enforcement(&self) -> Enforcement {
+        self.enforcement
+    }
+
+    /// Names the networks towards which the node's pods keep their addresses, in place of those named before. They may
+    /// overlap. The kernel hears of them with the next [`Agent::sync`].
+    pub fn keep_sources_towards(&mut self, networks: &[IpNet]) {
+        self.cluster.keep_sources_towards(networks, &mut self.touched);
+        if !self.ready {
+            // The first program is compiled from scratch.
+            self.touched = Touched::default();
+        }
     }
 
     /// The ranges that are guarded against unknown pods: none, when the node's own Node names none or is not there. Nothing
@@ -298,13 +321,16 @@ impl<B: Backend> Agent<B> {
         self.reconciler.heed()
     }
 
-    /// How much there is of what, as far as is known. `isolated` are the local addresses that some policy isolates.
+    /// How much there is of what, as far as is known. `isolated` are the addresses that some policy isolates; those of pods
+    /// of other nodes are not counted.
     /// Invalid policies are not told apart from others: their number is left at 0.
     pub fn counts(&self, isolated: &BTreeSet<IpAddr>) -> Counts {
         if !self.ready {
             return Counts { sandboxes: self.announced.len() as u64, ..Counts::default() };
         }
-        let isolated: BTreeSet<_> = isolated.iter().filter_map(|address| self.cluster.owner(*address)).collect();
+        let owners = isolated.iter().filter_map(|address| self.cluster.owner(*address));
+        let is_local = |id: &&PodId| self.cluster.pod(id).is_some_and(|pod| pod.node.as_deref() == Some(&*self.node));
+        let isolated: BTreeSet<_> = owners.filter(is_local).collect();
         Counts {
             pods: self.cluster.pod_counts().0 as u64,
             local_pods: self.cluster.local_pod_count(&self.node) as u64,

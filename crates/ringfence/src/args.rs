@@ -8,6 +8,8 @@ use ipnet::IpNet;
 use ringfence_dataplane::iptables::Mark;
 use ringfence_model::PodNetwork;
 
+use crate::reach::ReachOptions;
+
 /// Kubernetes NetworkPolicy for any cluster: who may reach whom, by manifests, by packets, on the node.
 ///
 /// Exit codes: 0 yes or clean, 1 findings or differences, 2 wrong usage or a failure.
@@ -230,6 +232,8 @@ pub(crate) struct AgentOptions {
     pub(crate) node: String,
     #[command(flatten)]
     pub(crate) filter: Filter,
+    #[command(flatten)]
+    pub(crate) reach: ReachOptions,
     /// What an address in this node's spec.podCIDRs gets while no known pod has it.
     ///
     /// A pod can send before the source tells its address, and until then no policy is enforced for it. With deny, such an

@@ -5,6 +5,7 @@ mod commands;
 mod filter;
 mod input;
 mod output;
+mod reach;
 
 use std::process::ExitCode;
 

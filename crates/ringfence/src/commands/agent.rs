@@ -117,7 +117,10 @@ fn run_with<B: Backend<Demand: Numbered>>(
         let (troubles, told) = tokio::sync::mpsc::channel(CAPACITY);
         tracing::info!(node = options.node, source = source.name(), backend = backend.name(), "started");
         source.follow(sender, Publisher::new(options.node.as_str().into(), told))?;
-        let agent = Agent::new(options.node.as_str().into(), backend).with_unknown_pods(options.unknown_pods.into());
+        let mut agent = Agent::new(options.node.as_str().into(), backend)
+            .with_unknown_pods(options.unknown_pods.into())
+            .with_enforcement(options.reach.enforcement());
+        agent.keep_sources_towards(&options.reach.no_masquerade_cidr);
         let succession = Succession::new(move || clear_others(in_use));
         let inputs = Inputs { events, queries, troubles: Some(troubles) };
         run::run(agent, inputs, stop, settings, succession, &status).await?;
