@@ -12,8 +12,13 @@ use ringfence_scenario::{Event, bytes, cluster, events};
 #[test]
 fn nothing_is_programmed_before_the_first_complete_state() {
     let mut agent = Agent::new("node-1".into(), FakeBackend::default());
-    let node =
-        Node { name: "node-1".into(), addresses: Vec::new(), tunnel_addresses: Vec::new(), pod_cidrs: Vec::new() };
+    let node = Node {
+        name: "node-1".into(),
+        addresses: Vec::new(),
+        tunnel_addresses: Vec::new(),
+        announced: None,
+        pod_cidrs: Vec::new(),
+    };
     agent.change(Change::Apply(Object::Node(node))).unwrap();
     assert!(matches!(agent.sync(), Err(SyncError::NotReady)));
     agent.change(Change::Reset(Vec::new())).unwrap();
@@ -81,6 +86,7 @@ fn which_ranges_are_guarded_can_be_asked() {
         name: "node-1".into(),
         addresses: Vec::new(),
         tunnel_addresses: Vec::new(),
+        announced: None,
         pod_cidrs: Vec::new(),
     });
     agent.change(Change::Reset(vec![node.clone()])).unwrap();

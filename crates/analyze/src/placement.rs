@@ -167,7 +167,7 @@ fn count(number: usize, thing: &str) -> String {
 }
 
 fn node_named(name: Arc<str>) -> Node {
-    Node { name, addresses: Vec::new(), tunnel_addresses: Vec::new(), pod_cidrs: Vec::new() }
+    Node { name, addresses: Vec::new(), tunnel_addresses: Vec::new(), announced: None, pod_cidrs: Vec::new() }
 }
 
 fn pod_cidrs(pod: &Pod, nodes: &BTreeMap<Arc<str>, Node>, options: &PlacementOptions) -> Vec<IpNet> {

@@ -181,6 +181,7 @@ pub(crate) fn our_node() -> Object {
         name: OUR_NODE.into(),
         addresses: vec![NODE_ADDRESS],
         tunnel_addresses: Vec::new(),
+        announced: None,
         pod_cidrs: Vec::new(),
     })
 }

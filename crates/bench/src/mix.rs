@@ -61,6 +61,7 @@ impl Mix {
                 name: node(number).into(),
                 addresses,
                 tunnel_addresses: Vec::new(),
+                announced: None,
                 pod_cidrs: Vec::new(),
             })
         });
@@ -68,6 +69,7 @@ impl Mix {
             name: OUR_NODE.into(),
             addresses: vec![NODE_ADDRESS],
             tunnel_addresses: Vec::new(),
+            announced: None,
             pod_cidrs: Vec::new(),
         };
         let policies = (0..mix.policies).map(move |number| Object::Policy(mix.policy(number, 0)));

@@ -744,6 +744,7 @@ fn a_node_that_moves_keeps_its_sets() {
         name: "node-1".into(),
         addresses: vec![address.parse().unwrap()],
         tunnel_addresses: Vec::new(),
+        announced: None,
         pod_cidrs: Vec::new(),
     };
     let start = world.apply([

@@ -138,7 +138,13 @@ impl World {
             _ => vec!["fd00::/64".parse().unwrap()],
         };
         let addresses = if self.dice.one_in(3) { vec![self.address()] } else { vec![] };
-        Object::Node(Node { name: self.node_name(), addresses, tunnel_addresses: Vec::new(), pod_cidrs })
+        Object::Node(Node {
+            name: self.node_name(),
+            addresses,
+            tunnel_addresses: Vec::new(),
+            announced: None,
+            pod_cidrs,
+        })
     }
 
     fn pod(&mut self) -> Object {

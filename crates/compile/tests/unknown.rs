@@ -216,6 +216,7 @@ fn our_node(ranges: &[&str]) -> Object {
         name: "node-1".into(),
         addresses: vec![address("192.0.2.1")],
         tunnel_addresses: Vec::new(),
+        announced: None,
         pod_cidrs,
     })
 }

@@ -47,6 +47,23 @@ fn parse_decimal(text: &str, max: u16) -> Option<u16> {
     text.parse::<u32>().ok().and_then(|value| u16::try_from(value).ok()).filter(|value| *value <= max)
 }
 
+/// Why no packet that travels between nodes can come from an address, if so.
+pub(crate) fn unusable(address: IpAddr) -> Option<&'static str> {
+    let (local, broadcast) = match address {
+        IpAddr::V4(v4) => (v4.is_link_local(), v4.is_broadcast() || v4.octets()[0] == 0),
+        IpAddr::V6(v6) => (v6.is_unicast_link_local(), false),
+    };
+    if address.is_unspecified() || broadcast {
+        Some("not an address of anybody")
+    } else if address.is_loopback() {
+        Some("a loopback address")
+    } else if address.is_multicast() {
+        Some("a multicast address")
+    } else {
+        local.then_some("a link-local address")
+    }
+}
+
 /// Reads a CIDR, or says why it is none.
 pub(crate) fn parse_cidr(text: &str) -> Result<ReadCidr, &'static str> {
     let Some((address, prefix)) = text.split_once('/') else {

@@ -20,12 +20,13 @@ const MAX_PODS: usize = 200_000;
 pub(crate) fn assemble(collected: Collected, diagnostics: Vec<Diagnostic>) -> Manifests {
     let mut out = Manifests { diagnostics, ..Manifests::default() };
     let lives_in = namespaces_lived_in(&collected);
-    let Collected { namespaces, nodes, pods, workloads, services, policies, externals, topologies } = collected;
+    let Collected { namespaces, nodes, pods, workloads, services, slices, policies, externals, topologies } = collected;
 
     let mut namespaces = out.distinct(namespaces, Severity::Error, |namespace| namespace.name.clone());
     out.add_missing_namespaces(&mut namespaces, lives_in);
     let nodes = out.distinct(nodes, Severity::Error, |node| node.name.clone());
     let services = out.distinct(services, Severity::Error, |service| (service.namespace.clone(), service.name.clone()));
+    let slices = out.distinct(slices, Severity::Error, |slice| (slice.namespace.clone(), slice.name.clone()));
     let workloads = out.distinct(workloads, Severity::Error, |workload| {
         (workload.kind, workload.namespace.clone(), workload.name.clone())
     });
@@ -47,6 +48,7 @@ pub(crate) fn assemble(collected: Collected, diagnostics: Vec<Diagnostic>) -> Ma
     out.extend(nodes, Object::Node);
     out.extend(pods, Object::Pod);
     out.extend(services, Object::Service);
+    out.extend(slices, Object::EndpointSlice);
     out.extend(policies, Object::Policy);
     out.topology = topologies.into_iter().map(|placed| placed.value).next();
     out.externals = externals.into_iter().map(|placed| placed.value).collect();
@@ -227,6 +229,9 @@ fn namespaces_lived_in(collected: &Collected) -> BTreeMap<Arc<str>, Location> {
         add(&value.namespace, location);
     }
     for Placed { value, location, .. } in &collected.services {
+        add(&value.namespace, location);
+    }
+    for Placed { value, location, .. } in &collected.slices {
         add(&value.namespace, location);
     }
     for Placed { value, location, .. } in &collected.policies {

@@ -1,20 +1,28 @@
-//! Namespaces, nodes and Services.
+//! Namespaces and nodes.
 
-use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use ringfence_model::{ExternalTraffic, Namespace, Node, Service, ServiceKind, ServicePort, TargetPort};
+use ringfence_model::{Namespace, Node};
+
+use crate::address::{parse_ip, unusable};
 
 use crate::diagnostic::shown;
 use crate::metadata;
 use crate::names::{is_dns_label, is_dns_subdomain};
 use crate::peer::cidr;
 use crate::pod::add_address;
-use crate::ports::{NumberOrName, port_number, port_or_name, protocol};
-use crate::read::{At, Fields, Report, labels, mapping, string};
+use crate::read::{At, Fields, Report, mapping};
 
 /// The label every namespace has, with its name as the value.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// More addresses of a node than its status tells, with commas between them.
+pub const ADDRESSES_ANNOTATION: &str = "ringfence.io/node-addresses";
+/// What the agent of a node does: an [`Enforcement`](ringfence_model::Enforcement) as text.
+pub const ENFORCEMENT_ANNOTATION: &str = "ringfence.io/enforcement";
+/// How many addresses the annotation of a node may have: what is trusted stays small, whoever writes it.
+pub const MOST_TUNNEL_ADDRESSES: usize = 64;
 
 /// A namespace with no other label than its name.
 pub(crate) fn bare_namespace(name: &Arc<str>) -> Namespace {
@@ -47,9 +55,12 @@ pub(crate) fn node(report: &mut Report, object: Fields<'_>) -> Option<Node> {
                 && let Some(at) = entry.get("address")
             {
                 add_address(report, &at, &mut addresses);
+                drop_unusable(report, &at, &mut addresses);
             }
         });
     });
+    let tunnel_addresses = tunnel_addresses(report, object, &addresses);
+    let announced = metadata::annotation(object, ENFORCEMENT_ANNOTATION).and_then(|text| text.parse().ok());
     let mut pod_cidrs = Vec::new();
     object.mapping(report, "spec", |report, spec| {
         spec.each(report, "podCIDRs", |report, at| pod_cidrs.extend(cidr(report, at)));
@@ -60,89 +71,39 @@ pub(crate) fn node(report: &mut Report, object: Fields<'_>) -> Option<Node> {
             pod_cidrs.push(block);
         }
     });
-    Some(Node { name: identity.name?, addresses, tunnel_addresses: Vec::new(), pod_cidrs })
+    Some(Node { name: identity.name?, addresses, tunnel_addresses, announced, pod_cidrs })
 }
 
-/// Reads a Service.
-pub(crate) fn service(report: &mut Report, object: Fields<'_>) -> Option<Service> {
-    let identity = metadata::identity(report, object, is_dns_label, is_dns_label);
-    let mut service = Service {
-        namespace: identity.namespace?,
-        name: identity.name?,
-        kind: ServiceKind::default(),
-        selector: BTreeMap::new(),
-        cluster_addresses: Vec::new(),
-        external_addresses: Vec::new(),
-        external_traffic: ExternalTraffic::default(),
-        ports: Vec::new(),
-    };
-    object.mapping(report, "spec", |report, spec| {
-        if let Some(at) = spec.get("selector") {
-            service.selector = labels(report, &at);
-        }
-        let kinds = [
-            ("ClusterIP", ServiceKind::ClusterIp),
-            ("NodePort", ServiceKind::NodePort),
-            ("LoadBalancer", ServiceKind::LoadBalancer),
-            ("ExternalName", ServiceKind::Headless),
-        ];
-        service.kind = spec.choice(report, "type", &kinds).unwrap_or_default();
-        let policies = [("Cluster", ExternalTraffic::Cluster), ("Local", ExternalTraffic::Local)];
-        service.external_traffic = spec.choice(report, "externalTrafficPolicy", &policies).unwrap_or_default();
-        cluster_addresses(report, spec, &mut service);
-        spec.each(report, "ports", |report, at| {
-            if let Some(fields) = mapping(report, at) {
-                service.ports.extend(service_port(report, fields));
-            }
-        });
-    });
-    Some(service)
-}
-
-/// Reads `clusterIPs` and `clusterIP`, which repeat each other.
-fn cluster_addresses(report: &mut Report, spec: Fields<'_>, service: &mut Service) {
-    let is_none = |at: &At<'_>| at.node.text() == "None";
-    spec.each(report, "clusterIPs", |report, at| {
-        if is_none(at) {
-            service.kind = ServiceKind::Headless;
-        } else {
-            add_address(report, at, &mut service.cluster_addresses);
-        }
-    });
-    let Some(at) = spec.get("clusterIP").filter(|at| !at.node.text().is_empty()) else { return };
-    if is_none(&at) {
-        service.kind = ServiceKind::Headless;
-    } else if service.cluster_addresses.is_empty() {
-        add_address(report, &at, &mut service.cluster_addresses);
+/// The last address that was read must be one that packets of a node can come from.
+fn drop_unusable(report: &mut Report, at: &At<'_>, addresses: &mut Vec<IpAddr>) {
+    if let Some(reason) = addresses.last().and_then(|last| unusable(*last)) {
+        addresses.pop();
+        report.warning(
+            at,
+            format!("{} is {reason}: left out", at.node.text()),
+            "write an address that other nodes reach",
+        );
     }
 }
 
-fn service_port(report: &mut Report, fields: Fields<'_>) -> Option<ServicePort> {
-    let name = fields.get("name").and_then(|at| {
-        let name = string(report, &at, "port name").filter(|name| !name.is_empty())?;
-        if !is_dns_label(name) {
-            report.error(&at, format!("\"{}\" is not a name of a Service's port", shown(name)));
-            return None;
+/// Reads the annotation with more addresses. What is wrong in it is left out: fewer addresses are trusted.
+fn tunnel_addresses(report: &mut Report, object: Fields<'_>, known: &[IpAddr]) -> Vec<IpAddr> {
+    let mut addresses = Vec::new();
+    metadata::with_annotation(report, object, ADDRESSES_ANNOTATION, |report, at, text| {
+        const HINT: &str = "write addresses with commas between them";
+        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            let read = parse_ip(word).and_then(|address| unusable(address).map_or(Ok(address), Err));
+            match read {
+                Ok(address) if known.contains(&address) || addresses.contains(&address) => {}
+                Ok(_) if addresses.len() == MOST_TUNNEL_ADDRESSES => {
+                    let message = format!("more than {MOST_TUNNEL_ADDRESSES} addresses: the rest is left out");
+                    report.warning(at, message, "a node has one for each bridge and tunnel");
+                    return;
+                }
+                Ok(address) => addresses.push(address),
+                Err(reason) => report.warning(at, format!("\"{}\" is {reason}: left out", shown(word)), HINT),
+            }
         }
-        Some(name.into())
     });
-    let protocol = protocol(report, fields);
-    let Some(at) = fields.get("port") else {
-        report.error(&fields.at.missing("port"), "`port` is missing");
-        return None;
-    };
-    let port = port_number(report, &at, "port")?;
-    let target = match fields.get("targetPort") {
-        None => TargetPort::Number(port),
-        Some(at) => match port_or_name(report, &at) {
-            NumberOrName::Number(number) => TargetPort::Number(number),
-            NumberOrName::Name(name) => TargetPort::Name(name.into()),
-            NumberOrName::Wrong => return None,
-        },
-    };
-    let node_port = fields.get("nodePort").and_then(|at| match at.node.text() {
-        "0" => None,
-        _ => port_number(report, &at, "nodePort"),
-    });
-    Some(ServicePort { name, protocol: protocol?, port, target, node_port })
+    addresses
 }

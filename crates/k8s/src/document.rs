@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use ringfence_model::{ExternalHost, Namespace, Node, Policy, Service, Topology};
+use ringfence_model::{EndpointSlice, ExternalHost, Namespace, Node, Policy, Service, Topology};
 
 use crate::Source;
-use crate::cluster::{namespace, node, service};
+use crate::cluster::{namespace, node};
 use crate::diagnostic::{Diagnostic, Location, shown};
 use crate::dom::{self, Position, Problem, Value};
 use crate::lab::{self, external_host, topology};
@@ -13,6 +13,7 @@ use crate::metadata::describe;
 use crate::pod::{ReadPod, pod};
 use crate::policy::{self, network_policy};
 use crate::read::{At, Fields, MAX_DIAGNOSTICS, Report, mapping, string};
+use crate::service::{self, endpoint_slice, service};
 use crate::workload::{Workload, WorkloadKind, workload};
 use crate::{json, yaml};
 
@@ -36,6 +37,7 @@ pub(crate) struct Collected {
     pub(crate) pods: Vec<Placed<ReadPod>>,
     pub(crate) workloads: Vec<Placed<Workload>>,
     pub(crate) services: Vec<Placed<Service>>,
+    pub(crate) slices: Vec<Placed<EndpointSlice>>,
     pub(crate) policies: Vec<Placed<Policy>>,
     pub(crate) externals: Vec<Placed<ExternalHost>>,
     pub(crate) topologies: Vec<Placed<Topology>>,
@@ -47,6 +49,7 @@ enum Kind {
     Node,
     Pod,
     Service,
+    EndpointSlice,
     Policy,
     External,
     Topology,
@@ -54,11 +57,12 @@ enum Kind {
 }
 
 /// The kinds that are read, with the API version that is read.
-const KINDS: [(&str, &str, Kind); 14] = [
+const KINDS: [(&str, &str, Kind); 15] = [
     ("Namespace", "v1", Kind::Namespace),
     ("Node", "v1", Kind::Node),
     ("Pod", "v1", Kind::Pod),
     ("Service", "v1", Kind::Service),
+    ("EndpointSlice", service::SLICE_API_VERSION, Kind::EndpointSlice),
     ("NetworkPolicy", policy::API_VERSION, Kind::Policy),
     ("ExternalHost", lab::API_VERSION, Kind::External),
     ("Topology", lab::API_VERSION, Kind::Topology),
@@ -275,6 +279,7 @@ impl Reader<'_> {
                 collect!(self::sound(report, fields, read, before), pods);
             }
             Kind::Service => collect!(service(report, fields), services),
+            Kind::EndpointSlice => collect!(endpoint_slice(report, fields), slices),
             Kind::Policy => collect!(network_policy(report, fields, version), policies),
             Kind::External => collect!(external_host(report, fields), externals),
             Kind::Topology => collect!(topology(report, fields), topologies),

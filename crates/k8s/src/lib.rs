@@ -11,7 +11,7 @@
 //!   characters further than this crate; diagnostics escape what they quote.
 //!
 //! The way of the data: `yaml` and `json` turn text into the small tree of `dom`, within its limits; `document` finds
-//! the reader for each kind; the readers (`policy`, `pod`, `workload`, `cluster`, `lab`) use the typed access of `read`;
+//! the reader for each kind; the readers (`policy`, `pod`, `workload`, `cluster`, `service`, `lab`) use the typed access of `read`;
 //! `assemble` decides what only the whole input can tell. Objects of an API server come one by one: [`api`] puts the fields
 //! that matter into the same tree, for the same readers.
 
@@ -34,6 +34,7 @@ mod ports;
 mod read;
 mod scalar;
 mod selector;
+mod service;
 mod workload;
 mod yaml;
 
@@ -41,6 +42,7 @@ use std::collections::BTreeMap;
 
 use ringfence_model::{ExternalHost, Object, ObjectKey, Topology};
 
+pub use cluster::{ADDRESSES_ANNOTATION, ENFORCEMENT_ANNOTATION, MOST_TUNNEL_ADDRESSES};
 pub use diagnostic::{Diagnostic, Location, Severity};
 pub use document::MAX_BYTES;
 pub use pod::is_uid_of_pod;
@@ -57,7 +59,7 @@ pub struct Source<'a> {
 /// What [`parse`] found.
 #[derive(Clone, Debug, Default)]
 pub struct Manifests {
-    /// Namespaces, nodes, pods, Services and policies, in this order and each in the order written. Their keys are
+    /// Namespaces, nodes, pods, Services, EndpointSlices and policies, in this order and each in the order written. Their keys are
     /// distinct, workloads are expanded to pods, and every namespace an object lives in is there.
     pub objects: Vec<Object>,
     /// The hosts outside the cluster.

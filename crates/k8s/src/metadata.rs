@@ -175,6 +175,25 @@ pub(crate) fn annotation(object: Fields<'_>, key: &str) -> Option<Arc<str>> {
     }
 }
 
+/// Hands over one entry of `metadata.annotations`, if it is a text, with its place.
+pub(crate) fn with_annotation(
+    report: &mut Report,
+    object: Fields<'_>,
+    key: &str,
+    mut run: impl FnMut(&mut Report, &At<'_>, &str),
+) {
+    let is_mapping = |at: &At<'_>| matches!(at.node.value, Value::Mapping(_));
+    with_metadata(report, object, |report, metadata| {
+        if let Some(at) = metadata.get("annotations").filter(is_mapping) {
+            for_each_string(report, &at, "annotation", |report, _, at, found, text| {
+                if found == key {
+                    run(report, at, text);
+                }
+            });
+        }
+    });
+}
+
 /// Reads `metadata.creationTimestamp` (RFC 3339) as seconds since the epoch; 0 when it is absent or wrong.
 pub(crate) fn created(report: &mut Report, object: Fields<'_>) -> i64 {
     let mut seconds = 0;

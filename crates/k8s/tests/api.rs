@@ -24,6 +24,7 @@ fn kind_of(object: &Object) -> Option<Kind> {
         Object::Node(_) => Some(Kind::Node),
         Object::Pod(_) => Some(Kind::Pod),
         Object::Policy(_) => Some(Kind::NetworkPolicy),
+        // See services.rs.
         Object::Service(_) | Object::EndpointSlice(_) => None,
     }
 }

@@ -3,7 +3,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::{Labels, Policy, PolicyId, Protocol};
+use crate::{Enforcement, Labels, Policy, PolicyId, Protocol};
 
 /// A namespace. `labels` always has `kubernetes.io/metadata.name`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +24,9 @@ pub struct Node {
     /// Addresses of its bridges and tunnels, which packets that it masquerades can come from (annotation
     /// `ringfence.io/node-addresses`).
     pub tunnel_addresses: Vec<IpAddr>,
+    /// What its agent says it does (annotation `ringfence.io/enforcement`). Nothing but reports depends on it: who can write a
+    /// Node can write this.
+    pub announced: Option<Enforcement>,
     /// `spec.podCIDRs`: where its pods get their addresses from.
     pub pod_cidrs: Vec<ipnet::IpNet>,
 }

@@ -1,5 +1,8 @@
 //! Where policies are enforced, and which nodes are trusted. NetworkPolicy leaves both to who enforces it.
 
+use std::fmt;
+use std::str::FromStr;
+
 /// Which nodes judge a connection to an isolated pod.
 ///
 /// A node judges what it forwards and sends after destination NAT and before source NAT. Where packets are masqueraded on
@@ -28,6 +31,34 @@ pub enum NodeTraffic {
     Policy,
 }
 
+impl EnforceAt {
+    /// All of them.
+    pub const ALL: [EnforceAt; 3] = [EnforceAt::Destination, EnforceAt::Entry, EnforceAt::Everywhere];
+
+    /// The word for it, as on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            EnforceAt::Destination => "destination",
+            EnforceAt::Entry => "entry",
+            EnforceAt::Everywhere => "everywhere",
+        }
+    }
+}
+
+impl NodeTraffic {
+    /// All of them.
+    pub const ALL: [NodeTraffic; 3] = [NodeTraffic::Own, NodeTraffic::All, NodeTraffic::Policy];
+
+    /// The word for it, as on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NodeTraffic::Own => "own",
+            NodeTraffic::All => "all",
+            NodeTraffic::Policy => "policy",
+        }
+    }
+}
+
 /// Both choices. All nodes of a cluster must have made the same.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Enforcement {
@@ -35,4 +66,26 @@ pub struct Enforcement {
     pub at: EnforceAt,
     /// Which nodes are exempt.
     pub node_traffic: NodeTraffic,
+}
+
+/// Such as `entry/own`.
+impl fmt::Display for Enforcement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.at.as_str(), self.node_traffic.as_str())
+    }
+}
+
+/// No text of [`Enforcement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotAnEnforcement;
+
+impl FromStr for Enforcement {
+    type Err = NotAnEnforcement;
+
+    fn from_str(text: &str) -> Result<Enforcement, NotAnEnforcement> {
+        let (at, traffic) = text.split_once('/').ok_or(NotAnEnforcement)?;
+        let at = EnforceAt::ALL.into_iter().find(|known| known.as_str() == at).ok_or(NotAnEnforcement)?;
+        let node_traffic = NodeTraffic::ALL.into_iter().find(|known| known.as_str() == traffic);
+        Ok(Enforcement { at, node_traffic: node_traffic.ok_or(NotAnEnforcement)? })
+    }
 }

@@ -16,7 +16,7 @@ pub use cluster::{
     ContainerPort, Endpoint, EndpointSlice, ExternalTraffic, Namespace, Node, Object, ObjectKey, Phase, Pod, PodId,
     Service, ServiceKind, ServicePort, TargetPort,
 };
-pub use enforcement::{EnforceAt, Enforcement, NodeTraffic};
+pub use enforcement::{EnforceAt, Enforcement, NodeTraffic, NotAnEnforcement};
 pub use flow::{Flow, Transport};
 pub use lab::{ExternalHost, Masquerade, PodNetwork, Topology};
 pub use labels::{Labels, Operator, Requirement, Selector};

@@ -124,7 +124,7 @@ pub(crate) fn node(u: &mut Unstructured<'_>) -> Result<Node> {
     for _ in 0..u.int_in_range(0..=2)? {
         addresses.push(address(u, &NODE_ADDRESSES)?);
     }
-    Ok(Node { name: text(u, &NODES)?, addresses, tunnel_addresses: Vec::new(), pod_cidrs: Vec::new() })
+    Ok(Node { name: text(u, &NODES)?, addresses, tunnel_addresses: Vec::new(), announced: None, pod_cidrs: Vec::new() })
 }
 
 fn pod(u: &mut Unstructured<'_>) -> Result<Pod> {

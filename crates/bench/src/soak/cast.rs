@@ -60,6 +60,7 @@ impl Cast {
                 name: name.into(),
                 addresses: addresses.to_vec(),
                 tunnel_addresses: Vec::new(),
+                announced: None,
                 pod_cidrs: Vec::new(),
             };
             present.apply(&Object::Node(node))?;

@@ -56,7 +56,13 @@ impl<B: Backend> Host<B> {
 
 fn node() -> Object {
     let pod_cidrs = RANGES.iter().map(|range| range.parse().unwrap()).collect();
-    Object::Node(Node { name: "node".into(), addresses: Vec::new(), tunnel_addresses: Vec::new(), pod_cidrs })
+    Object::Node(Node {
+        name: "node".into(),
+        addresses: Vec::new(),
+        tunnel_addresses: Vec::new(),
+        announced: None,
+        pod_cidrs,
+    })
 }
 
 /// The pod of an address of each family, with the label `app` for policies.

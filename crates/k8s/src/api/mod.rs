@@ -10,7 +10,7 @@ mod tree;
 
 use std::sync::Arc;
 
-use ringfence_model::{Object, ObjectKey, PodId, PolicyId, Tier};
+use ringfence_model::{EnforceAt, Object, ObjectKey, PodId, PolicyId, Tier};
 
 use crate::cluster::{namespace, node};
 use crate::diagnostic::{Diagnostic, Location, Severity};
@@ -20,6 +20,7 @@ use crate::names::{is_dns_label, is_dns_subdomain};
 use crate::pod::{file_id, pod};
 use crate::policy::{API_VERSION, network_policy};
 use crate::read::{At, Fields, Report, mapping};
+use crate::service::{endpoint_slice, service};
 use page::Page;
 use strings::Strings;
 use tree::Shape;
@@ -37,11 +38,25 @@ pub enum Kind {
     Pod,
     /// `networking.k8s.io/v1`.
     NetworkPolicy,
+    /// Services, as far as they tell whether they can be called from outside: without ports and selectors.
+    Service,
+    /// `discovery.k8s.io/v1`.
+    EndpointSlice,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 4] = [Kind::Namespace, Kind::Node, Kind::NetworkPolicy, Kind::Pod];
+    pub const ALL: [Kind; 6] =
+        [Kind::Namespace, Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::NetworkPolicy, Kind::Pod];
+
+    /// Those that have to be known in order to enforce at `at`.
+    pub fn needed(at: EnforceAt) -> impl Iterator<Item = Kind> {
+        let is_needed = move |kind: &Kind| match kind {
+            Kind::Service | Kind::EndpointSlice => at == EnforceAt::Entry,
+            Kind::Namespace | Kind::Node | Kind::Pod | Kind::NetworkPolicy => true,
+        };
+        Kind::ALL.into_iter().filter(is_needed)
+    }
 
     /// As in the field `kind`.
     pub fn name(self) -> &'static str {
@@ -50,6 +65,8 @@ impl Kind {
             Kind::Node => "Node",
             Kind::Pod => "Pod",
             Kind::NetworkPolicy => "NetworkPolicy",
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
         }
     }
 
@@ -60,6 +77,8 @@ impl Kind {
             Kind::Node => "nodes",
             Kind::Pod => "pods",
             Kind::NetworkPolicy => "networkpolicies",
+            Kind::Service => "services",
+            Kind::EndpointSlice => "endpointslices",
         }
     }
 
@@ -70,11 +89,13 @@ impl Kind {
             Kind::Node => "/api/v1/nodes",
             Kind::Pod => "/api/v1/pods",
             Kind::NetworkPolicy => "/apis/networking.k8s.io/v1/networkpolicies",
+            Kind::Service => "/api/v1/services",
+            Kind::EndpointSlice => "/apis/discovery.k8s.io/v1/endpointslices",
         }
     }
 
     fn is_namespaced(self) -> bool {
-        matches!(self, Kind::Pod | Kind::NetworkPolicy)
+        !matches!(self, Kind::Namespace | Kind::Node)
     }
 }
 
@@ -181,6 +202,8 @@ impl Reader {
                 Some(Object::Pod(strings.pod(read?.pod)))
             }
             Kind::NetworkPolicy => Some(Object::Policy(strings.policy(network_policy(report, fields, API_VERSION)?))),
+            Kind::Service => Some(Object::Service(service(report, fields)?)),
+            Kind::EndpointSlice => Some(Object::EndpointSlice(strings.slice(endpoint_slice(report, fields)?))),
         }
     }
 
@@ -191,7 +214,7 @@ impl Reader {
     fn identity(&self, kind: Kind, at: &At<'_>) -> Result<(ObjectKey, String), Box<Diagnostic>> {
         let mut report = Report::new(self.server.clone());
         let found = mapping(&mut report, at).and_then(|fields| {
-            let is_name = if kind == Kind::Namespace { is_dns_label } else { is_dns_subdomain };
+            let is_name = if matches!(kind, Kind::Namespace | Kind::Service) { is_dns_label } else { is_dns_subdomain };
             let identity = metadata::identity(&mut report, fields, is_name, is_dns_label);
             let (namespace, name) = (identity.namespace?, identity.name?);
             Some(match kind {
@@ -202,6 +225,8 @@ impl Reader {
                     ObjectKey::Pod(uid.map_or_else(|| file_id(&namespace, &name), PodId))
                 }
                 Kind::NetworkPolicy => ObjectKey::Policy(PolicyId { tier: Tier::Namespace, namespace, name }),
+                Kind::Service => ObjectKey::Service(namespace, name),
+                Kind::EndpointSlice => ObjectKey::EndpointSlice(namespace, name),
             })
         });
         let Some(key) = found else {

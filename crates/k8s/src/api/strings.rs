@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use ringfence_model::{Labels, Namespace, Node, Pod, Policy};
+use ringfence_model::{EndpointSlice, Labels, Namespace, Node, Pod, Policy};
 
 /// How many values a pool has at least before unused ones are looked for.
 const SWEEP: usize = 1024;
@@ -65,6 +65,14 @@ impl Strings {
     pub(super) fn policy(&mut self, mut policy: Policy) -> Policy {
         policy.id.namespace = self.shared(policy.id.namespace);
         policy
+    }
+
+    pub(super) fn slice(&mut self, mut slice: EndpointSlice) -> EndpointSlice {
+        slice.namespace = self.shared(slice.namespace);
+        slice.service = slice.service.map(|service| self.shared(service));
+        slice.endpoints.shrink_to_fit();
+        slice.ports.shrink_to_fit();
+        slice
     }
 
     fn labels(&mut self, labels: &Labels) -> Labels {

@@ -5,9 +5,11 @@ use std::rc::Rc;
 use serde::de::{Deserialize as _, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::Kind;
+use crate::cluster::{ADDRESSES_ANNOTATION, ENFORCEMENT_ANNOTATION};
 use crate::dom::{Entry, Node, Position, Value};
 use crate::pod::MIRROR_ANNOTATION;
 use crate::scalar::ScalarType;
+use crate::service::SERVICE_LABEL;
 
 /// How deep collections may nest. What is deeper becomes a value that every reader refuses.
 const MAX_DEPTH: usize = 64;
@@ -34,8 +36,11 @@ const METADATA: Shape = Fields(&[
     ("resourceVersion", Whole),
     ("creationTimestamp", Whole),
     ("labels", Whole),
-    // Tells a static pod's other uid.
-    ("annotations", Fields(&[(MIRROR_ANNOTATION, Whole)])),
+    // A static pod's other uid; what a node's agent has written.
+    (
+        "annotations",
+        Fields(&[(MIRROR_ANNOTATION, Whole), (ADDRESSES_ANNOTATION, Whole), (ENFORCEMENT_ANNOTATION, Whole)]),
+    ),
 ]);
 
 const CONTAINERS: Shape = Each(&Fields(&[
@@ -44,10 +49,9 @@ const CONTAINERS: Shape = Each(&Fields(&[
 ]));
 
 /// Which object it is.
-pub(super) static IDENTITY: Shape = Fields(&[(
-    "metadata",
-    Fields(&[("name", Whole), ("namespace", Whole), ("uid", Whole), ("resourceVersion", Whole)]),
-)]);
+pub(super) static IDENTITY: Shape = Fields(&[("metadata", NAMES)]);
+
+const NAMES: Shape = Fields(&[("name", Whole), ("namespace", Whole), ("uid", Whole), ("resourceVersion", Whole)]);
 
 static NAMESPACE: Shape = Fields(&[("metadata", METADATA)]);
 
@@ -74,6 +78,35 @@ static POD: Shape = Fields(&[
 /// The whole spec: a field of it that is not known may take away what another one grants.
 static POLICY: Shape = Fields(&[("metadata", METADATA), ("spec", Whole)]);
 
+/// What tells whether it can be called from outside.
+static SERVICE: Shape = Fields(&[
+    ("metadata", NAMES),
+    ("spec", Fields(&[("type", Whole), ("clusterIP", Whole), ("externalIPs", Whole)])),
+    ("status", Fields(&[("loadBalancer", Fields(&[("ingress", Each(&Fields(&[("ip", Whole), ("ipMode", Whole)])))]))])),
+]);
+
+/// Without the nodes, zones and pods of endpoints, and without its annotation, which is another one at each change.
+static SLICE: Shape = Fields(&[
+    (
+        "metadata",
+        Fields(&[
+            ("name", Whole),
+            ("namespace", Whole),
+            ("resourceVersion", Whole),
+            ("labels", Fields(&[(SERVICE_LABEL, Whole)])),
+        ]),
+    ),
+    ("addressType", Whole),
+    (
+        "endpoints",
+        Each(&Fields(&[
+            ("addresses", Whole),
+            ("conditions", Fields(&[("ready", Whole), ("serving", Whole), ("terminating", Whole)])),
+        ])),
+    ),
+    ("ports", Each(&Fields(&[("protocol", Whole), ("port", Whole)]))),
+]);
+
 /// What the readers of a kind ask for.
 pub(super) fn shape(kind: Kind) -> &'static Shape {
     match kind {
@@ -81,6 +114,8 @@ pub(super) fn shape(kind: Kind) -> &'static Shape {
         Kind::Node => &NODE,
         Kind::Pod => &POD,
         Kind::NetworkPolicy => &POLICY,
+        Kind::Service => &SERVICE,
+        Kind::EndpointSlice => &SLICE,
     }
 }
 
