@@ -7,6 +7,7 @@ use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessR
 use kube::api::PostParams;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config};
+use ringfence_model::{EnforceAt, Enforcement};
 
 /// How long all questions together may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,12 +32,15 @@ pub enum Lost {
     Enforcement,
     /// Errors in policies are told in its log and metrics only.
     Events,
+    /// Other nodes learn neither its node's tunnel addresses nor what it enforces.
+    Announcements,
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
 const TELL: &[&str] = &["create"];
+const CHANGE: &[&str] = &["patch"];
 
-/// All of it. The role in `deploy/` grants exactly this, which a test holds it to.
+/// What every agent needs. The role in `deploy/` grants exactly this, which a test holds it to.
 pub const NEEDED: &[Access] = &[
     Access { group: "", resource: "pods", verbs: READ, lost: Lost::Enforcement },
     Access { group: "", resource: "namespaces", verbs: READ, lost: Lost::Enforcement },
@@ -44,6 +48,27 @@ pub const NEEDED: &[Access] = &[
     Access { group: "networking.k8s.io", resource: "networkpolicies", verbs: READ, lost: Lost::Enforcement },
     Access { group: "events.k8s.io", resource: "events", verbs: TELL, lost: Lost::Events },
 ];
+
+/// What it needs in addition with `--enforce-at entry`.
+pub const ENTRY: &[Access] = &[
+    Access { group: "", resource: "services", verbs: READ, lost: Lost::Enforcement },
+    Access { group: "discovery.k8s.io", resource: "endpointslices", verbs: READ, lost: Lost::Enforcement },
+];
+
+/// What it needs in addition to tell other nodes of its own.
+pub const ANNOUNCE: &[Access] = &[Access { group: "", resource: "nodes", verbs: CHANGE, lost: Lost::Announcements }];
+
+/// What an agent needs that runs like this. One that enforces by default has nothing to announce.
+pub fn needed(enforcement: Enforcement, announces: bool) -> Vec<Access> {
+    let mut needed = NEEDED.to_vec();
+    if enforcement.at == EnforceAt::Entry {
+        needed.extend_from_slice(ENTRY);
+    }
+    if announces && enforcement != Enforcement::default() {
+        needed.extend_from_slice(ANNOUNCE);
+    }
+    needed
+}
 
 /// Something that the agent needs and may not do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,12 +103,12 @@ pub enum AskError {
     Silence,
 }
 
-/// What in [`NEEDED`] is refused to whom the credentials in `kubeconfig` belong to; without it, to the service account of
+/// What in `needed` is refused to whom the credentials in `kubeconfig` belong to; without it, to the service account of
 /// the pod this runs in. Asks by SelfSubjectAccessReviews, which everybody may, and changes nothing.
 ///
 /// # Errors
 /// There are no usable credentials, or no answer from the API server within ten seconds.
-pub async fn refusals(kubeconfig: Option<&Path>) -> Result<Vec<Refusal>, AskError> {
+pub async fn refusals(kubeconfig: Option<&Path>, needed: &[Access]) -> Result<Vec<Refusal>, AskError> {
     let asked = async {
         let config = match kubeconfig {
             Some(path) => from_file(path)
@@ -92,7 +117,7 @@ pub async fn refusals(kubeconfig: Option<&Path>) -> Result<Vec<Refusal>, AskErro
             None => Config::incluster().map_err(|error| AskError::InCluster(Box::new(error)))?,
         };
         let server = |error| AskError::Server(Box::new(error));
-        ask(&Client::try_from(config).map_err(server)?).await.map_err(server)
+        ask(&Client::try_from(config).map_err(server)?, needed).await.map_err(server)
     };
     tokio::time::timeout(PATIENCE, asked).await.unwrap_or(Err(AskError::Silence))
 }
@@ -101,10 +126,10 @@ async fn from_file(path: &Path) -> Result<Config, KubeconfigError> {
     Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await
 }
 
-async fn ask(client: &Client) -> Result<Vec<Refusal>, kube::Error> {
+async fn ask(client: &Client, needed: &[Access]) -> Result<Vec<Refusal>, kube::Error> {
     let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
     let mut refusals = Vec::new();
-    for access in NEEDED {
+    for access in needed {
         for verb in access.verbs {
             let attributes = ResourceAttributes {
                 group: Some(access.group.to_owned()),

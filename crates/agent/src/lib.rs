@@ -2,7 +2,7 @@
 //!
 //! [`Agent`] has no source and no clock: the caller says what changed and when to synchronise. The lab drives it with
 //! manifests. [`run::run`] is the loop around it on a real node: a source ([`kube`], [`directory`]) reports events, programs
-//! on the node ask ([`server`]), the loop batches, retries, looks for what others change, and tells how it is ([`status`]).
+//! on the node ask ([`server`]), a file may name other clusters ([`networks`]), the loop batches, retries, looks for what others change, and tells how it is ([`status`]).
 
 pub mod access;
 mod announced;
@@ -11,6 +11,7 @@ pub mod directory;
 mod guard;
 pub mod health;
 pub mod kube;
+pub mod networks;
 mod node;
 pub mod run;
 pub mod server;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use announced::Announced;
 use ipnet::IpNet;
 use ringfence_compile::{Cluster, Compiler, Touched, UnknownPods, UnsupportedTier};
-use ringfence_control::{Counts, Sandbox};
+use ringfence_control::{Counts, NodesApart, Sandbox};
 use ringfence_dataplane::{ApplyError, Backend, Demand, Drift, Outcome, Reconciler};
 use ringfence_model::{Enforcement, Object, ObjectKey, Pod, PodId};
 
@@ -328,18 +329,36 @@ impl<B: Backend> Agent<B> {
         if !self.ready {
             return Counts { sandboxes: self.announced.len() as u64, ..Counts::default() };
         }
-        let owners = isolated.iter().filter_map(|address| self.cluster.owner(*address));
+        let owners: BTreeSet<_> = isolated.iter().filter_map(|address| self.cluster.owner(*address)).collect();
         let is_local = |id: &&PodId| self.cluster.pod(id).is_some_and(|pod| pod.node.as_deref() == Some(&*self.node));
-        let isolated: BTreeSet<_> = owners.filter(is_local).collect();
+        let (isolated, remote): (Vec<_>, Vec<_>) = owners.into_iter().partition(is_local);
         Counts {
             pods: self.cluster.pod_counts().0 as u64,
             local_pods: self.cluster.local_pod_count(&self.node) as u64,
             isolated_pods: isolated.len() as u64,
+            remote_pods: remote.len() as u64,
             policies: self.cluster.policy_count() as u64,
             invalid_policies: 0,
             namespaces: self.cluster.namespace_count() as u64,
             sandboxes: self.announced.len() as u64,
+            ..Counts::default()
         }
+    }
+
+    /// The nodes whose agents do not say that they enforce as this one does. One that says nothing enforces by default, as far
+    /// as anybody knows.
+    pub fn nodes_apart(&self) -> NodesApart {
+        const NAMED: usize = 10;
+        let others = self.cluster.nodes().filter(|node| node.name != self.node);
+        let apart = others.filter(|node| node.announced.unwrap_or_default() != self.enforcement);
+        let mut names: Vec<&str> = apart.map(|node| &*node.name).collect();
+        names.sort_unstable();
+        NodesApart { count: names.len() as u64, first: names.iter().take(NAMED).map(|&name| name.to_owned()).collect() }
+    }
+
+    /// The networks of [`Agent::keep_sources_towards`], without those that are part of others.
+    pub fn unmasqueraded(&self) -> &[IpNet] {
+        self.cluster.unmasqueraded()
     }
 
     /// The program last compiled.

@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::backoff::Backoff;
 use crate::guard::Pace;
+use crate::networks;
 use crate::run::{Inputs, Numbered, RunError, Settings, explained, on_one_line};
 use crate::server::Query;
 use crate::source::{Event, Update};
@@ -62,6 +63,8 @@ pub(crate) struct Node<'a, B: Backend> {
     remarks: Vec<Remark>,
     guarded: Option<Vec<IpNet>>,
     is_unknown: bool,
+    /// Networks towards which sources are kept whatever the file with more of them says.
+    fixed_networks: Vec<IpNet>,
 }
 
 impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
@@ -95,7 +98,13 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
             remarks: Vec::new(),
             guarded: None,
             is_unknown: false,
+            fixed_networks: Vec::new(),
         };
+        node.status.enforces(node.agent.enforcement());
+        if let Some(networks) = &inputs.networks {
+            node.fixed_networks.clone_from(&networks.fixed);
+            node.networks(networks.first.clone());
+        }
         node.load_announcements();
         node.count();
         node
@@ -172,6 +181,28 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
                 error!("ignored: {error}");
             }
         }
+    }
+
+    /// Hears what the file says that names other clusters. While it is wrong, what it said last counts.
+    pub(crate) fn networks(&mut self, reading: networks::Reading) {
+        let error = reading.as_ref().err().cloned();
+        match reading {
+            Ok(networks) => {
+                let all: Vec<IpNet> = self.fixed_networks.iter().copied().chain(networks).collect();
+                self.agent.keep_sources_towards(&all);
+                let kept: Vec<String> = self.agent.unmasqueraded().iter().map(ToString::to_string).collect();
+                info!(
+                    "pods keep their addresses towards these networks: {}",
+                    if kept.is_empty() { "none".to_owned() } else { kept.join(", ") }
+                );
+                self.schedule();
+                self.count_due.get_or_insert(Instant::now());
+            }
+            Err(error) => {
+                error!("{error}; the networks that were read last stay exempt from masquerading");
+            }
+        }
+        self.status.conditions(Topic::Networks, error);
     }
 
     fn say_diagnostics(&mut self, diagnostics: &[Diagnostic]) {
@@ -382,7 +413,11 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         let isolated = self.agent.program().map(Numbered::isolated).unwrap_or_default();
         let mut counts = self.agent.counts(&isolated);
         counts.invalid_policies = self.troubles.count(TroubleKind::Invalid) as u64;
+        let trust = self.agent.program().map(Numbered::trust).unwrap_or_default();
+        (counts.believed_addresses, counts.believed_endpoints) = (trust.addresses as u64, trust.endpoints as u64);
         self.status.count(counts);
+        let networks = self.agent.unmasqueraded().iter().map(ToString::to_string).collect();
+        self.status.reaches(networks, self.agent.nodes_apart());
     }
 
     fn out_of_sync(&mut self, error: &ApplyError) {

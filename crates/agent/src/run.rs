@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
-use ringfence_compile::acl::{Members, SetRole};
-use ringfence_compile::{Acl, Program};
+use ipnet::IpNet;
+use ringfence_compile::acl::{AclBelieved, Members, SetId, SetRole};
+use ringfence_compile::{Acl, Believed, Program};
 use ringfence_dataplane::{ApplyError, Backend};
 use ringfence_model::Direction;
 use tokio::sync::mpsc::{Receiver, Sender};
@@ -17,6 +18,7 @@ use tracing::info;
 
 use crate::Agent;
 use crate::guard::Bell;
+use crate::networks;
 use crate::node::Node;
 use crate::server::Query;
 use crate::source::{CAPACITY, Event};
@@ -53,12 +55,25 @@ pub struct Inputs {
     pub queries: Option<Receiver<Query>>,
     /// Hears of each policy that has something wrong, when that is new or different. Nobody waits for it.
     pub troubles: Option<Sender<PolicyTrouble>>,
+    /// Networks towards which sources are kept, if they may change.
+    pub networks: Option<Networks>,
+}
+
+/// Networks towards which the node's pods keep their addresses.
+#[derive(Debug)]
+pub struct Networks {
+    /// Those that are always meant.
+    pub fixed: Vec<IpNet>,
+    /// What the file with more of them says first.
+    pub first: networks::Reading,
+    /// What it says later.
+    pub readings: Receiver<networks::Reading>,
 }
 
 impl Inputs {
     /// The source and nothing else.
     pub fn new(events: Receiver<Event>) -> Inputs {
-        Inputs { events, queries: None, troubles: None }
+        Inputs { events, queries: None, troubles: None, networks: None }
     }
 }
 
@@ -88,8 +103,20 @@ pub trait Numbered {
     /// How many peer classes one direction has; nothing where there are none by design.
     fn peer_classes(&self, direction: Direction) -> Option<usize>;
 
-    /// The local addresses that are isolated in some direction.
+    /// The addresses that are isolated in some direction, those of pods of other nodes included.
     fn isolated(&self) -> BTreeSet<IpAddr>;
+
+    /// How far other nodes are believed.
+    fn trust(&self) -> Trust;
+}
+
+/// How far a program believes other nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// How many addresses of other nodes are believed.
+    pub addresses: usize,
+    /// About how many endpoints, where only some count.
+    pub endpoints: usize,
 }
 
 impl Numbered for Program {
@@ -107,6 +134,14 @@ impl Numbered for Program {
 
     fn isolated(&self) -> BTreeSet<IpAddr> {
         self.ingress.subjects.keys().chain(self.egress.subjects.keys()).copied().collect()
+    }
+
+    fn trust(&self) -> Trust {
+        let endpoints = match &self.reach.believed {
+            Believed::Endpoints(endpoints) => endpoints.len(),
+            Believed::Nothing | Believed::LocalPods | Believed::Everything => 0,
+        };
+        Trust { addresses: self.reach.nodes.len(), endpoints }
     }
 }
 
@@ -126,6 +161,19 @@ impl Numbered for Acl {
             Members::Endpoints(_) | Members::Networks { .. } => None,
         });
         members.flatten().copied().collect()
+    }
+
+    fn trust(&self) -> Trust {
+        let size = |id: SetId| match self.sets.get(&id).map(|set| &set.members) {
+            Some(Members::Addresses(addresses)) => addresses.len(),
+            Some(Members::Endpoints(endpoints)) => endpoints.len(),
+            Some(Members::Networks { .. }) | None => 0,
+        };
+        let endpoints = match self.reach.believed {
+            AclBelieved::Endpoints(id) => size(id),
+            AclBelieved::Nothing | AclBelieved::LocalPods | AclBelieved::Everything => 0,
+        };
+        Trust { addresses: self.reach.nodes.map_or(0, size), endpoints }
     }
 }
 
@@ -161,6 +209,7 @@ pub async fn run<B: Backend<Demand: Numbered>>(
                 }
             }
             Some(query) = asked(inputs.queries.as_mut()) => queries.push(query),
+            Some(reading) = reread(inputs.networks.as_mut()) => node.networks(reading),
             () = bell.rings(), if !node.rung => node.rung = true,
             () = sleep_until(node.next()) => {}
         }
@@ -189,6 +238,11 @@ pub async fn run<B: Backend<Demand: Numbered>>(
 /// The next query. Nothing when nobody can ask any more.
 async fn asked(queries: Option<&mut Receiver<Query>>) -> Option<Query> {
     queries?.recv().await
+}
+
+/// The next reading of the networks. Nothing when there is none to come.
+async fn reread(networks: Option<&mut Networks>) -> Option<networks::Reading> {
+    networks?.readings.recv().await
 }
 
 /// An error with its causes, on one line.

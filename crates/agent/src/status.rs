@@ -11,8 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
-use ringfence_control::{Condition, Counts, LastApply, StatusReport};
-use ringfence_model::Direction;
+use ringfence_control::{Condition, Counts, LastApply, NodesApart, StatusReport};
+use ringfence_model::{Direction, Enforcement};
 use tokio::time::Instant;
 
 use crate::trouble::TroubleKind;
@@ -49,6 +49,8 @@ pub(crate) enum Topic {
     Policy,
     Node,
     Drift,
+    Announcement,
+    Networks,
 }
 
 impl Topic {
@@ -59,6 +61,8 @@ impl Topic {
             Topic::Policy => "policy",
             Topic::Node => "node",
             Topic::Drift => "drift",
+            Topic::Announcement => "announcement",
+            Topic::Networks => "networks",
         }
     }
 }
@@ -88,6 +92,12 @@ pub struct Status {
     isolated_pods: Number,
     policies: Number,
     announced_sandboxes: Number,
+    enforcement: Family<Vec<(&'static str, &'static str)>, Number>,
+    nodes_apart: Number,
+    remote_pods: Number,
+    believed_addresses: Number,
+    believed_endpoints: Number,
+    unmasqueraded: Number,
 }
 
 /// What metrics have no form for.
@@ -98,6 +108,9 @@ struct Told {
     waiting_since: Option<Instant>,
     last_apply: Option<(&'static str, Duration, Instant)>,
     counts: Counts,
+    enforcement: Enforcement,
+    unmasqueraded: Vec<String>,
+    nodes_apart: NodesApart,
     conditions: VecDeque<Noticed>,
     remarks: Vec<String>,
 }
@@ -143,6 +156,12 @@ impl Status {
             isolated_pods: Gauge::default(),
             policies: Gauge::default(),
             announced_sandboxes: Gauge::default(),
+            enforcement: Family::default(),
+            nodes_apart: Gauge::default(),
+            remote_pods: Gauge::default(),
+            believed_addresses: Gauge::default(),
+            believed_endpoints: Gauge::default(),
+            unmasqueraded: Gauge::default(),
         };
         for kind in [TroubleKind::Invalid, TroubleKind::NotProgrammed] {
             status.policy_errors.get_or_create(&[("reason", kind.name())]).set(0);
@@ -184,6 +203,39 @@ impl Status {
         registry.register("policies", "Policies of the whole cluster", self.policies.clone());
         let help = "Sandboxes of this node that the CNI plugin has announced";
         registry.register("announced_sandboxes", help, self.announced_sandboxes.clone());
+        self.register_reach();
+    }
+
+    /// What tells of connections beyond those of the node's own pods.
+    fn register_reach(&mut self) {
+        let registry = &mut self.registry;
+        let help = "Where policies are enforced and whose node addresses are exempt: 1 for the choice that was made";
+        registry.register("enforcement", help, self.enforcement.clone());
+        let help = "Other nodes that do not announce the same enforcement";
+        registry.register("nodes_apart", help, self.nodes_apart.clone());
+        let help = "Isolated pods of other nodes to which this node judges connections";
+        registry.register("remote_isolated_pods", help, self.remote_pods.clone());
+        let help = "Addresses of other nodes whose judgement is believed";
+        registry.register("believed_node_addresses", help, self.believed_addresses.clone());
+        let help = "Endpoints of this node's pods about which other nodes are believed, where only some count";
+        registry.register("believed_endpoints", help, self.believed_endpoints.clone());
+        let help = "Networks towards which pods keep their addresses, whatever else masquerades";
+        registry.register("unmasqueraded_networks", help, self.unmasqueraded.clone());
+    }
+
+    /// How the agent enforces.
+    pub(crate) fn enforces(&self, enforcement: Enforcement) {
+        let labels = vec![("at", enforcement.at.as_str()), ("node_traffic", enforcement.node_traffic.as_str())];
+        self.enforcement.get_or_create(&labels).set(1);
+        self.told().enforcement = enforcement;
+    }
+
+    /// Towards which networks sources are kept, and which nodes enforce otherwise.
+    pub(crate) fn reaches(&self, unmasqueraded: Vec<String>, nodes_apart: NodesApart) {
+        self.unmasqueraded.set(unmasqueraded.len() as u64);
+        self.nodes_apart.set(nodes_apart.count);
+        let mut told = self.told();
+        (told.unmasqueraded, told.nodes_apart) = (unmasqueraded, nodes_apart);
     }
 
     /// The loop is alive.
@@ -218,6 +270,9 @@ impl Status {
         self.isolated_pods.set(counts.isolated_pods);
         self.policies.set(counts.policies);
         self.announced_sandboxes.set(counts.sandboxes);
+        self.remote_pods.set(counts.remote_pods);
+        self.believed_addresses.set(counts.believed_addresses);
+        self.believed_endpoints.set(counts.believed_endpoints);
         self.told().counts = counts;
     }
 
@@ -320,6 +375,10 @@ impl Status {
             drift_repairs: self.drift_repairs.get(),
             apply_errors: self.apply_errors.get(),
             source_errors: self.source_errors.get(),
+            enforce_at: told.enforcement.at.as_str().to_owned(),
+            node_traffic: told.enforcement.node_traffic.as_str().to_owned(),
+            unmasqueraded: told.unmasqueraded.clone(),
+            nodes_apart: told.nodes_apart.clone(),
             conditions,
             remarks: told.remarks.clone(),
         }

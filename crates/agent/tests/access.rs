@@ -12,7 +12,8 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
-use ringfence_agent::access::{AskError, Lost, NEEDED, refusals};
+use ringfence_agent::access::{AskError, Lost, NEEDED, needed, refusals};
+use ringfence_model::{EnforceAt, Enforcement, NodeTraffic};
 
 type Asked = Arc<Mutex<Vec<String>>>;
 
@@ -69,7 +70,7 @@ fn kubeconfig(folder: &tempfile::TempDir, server: &str) -> PathBuf {
 async fn refused_by(rules: &'static [&'static str]) -> (Vec<String>, Vec<String>) {
     let (address, asked) = server(rules).await;
     let folder = tempfile::tempdir().unwrap();
-    let refusals = refusals(Some(&kubeconfig(&folder, &format!("http://{address}")))).await.unwrap();
+    let refusals = refusals(Some(&kubeconfig(&folder, &format!("http://{address}"))), NEEDED).await.unwrap();
     let refused = refusals.iter().map(|refusal| {
         assert!(!refusal.access.verbs.is_empty());
         format!("{} {}.{}: {}", refusal.verb, refusal.access.resource, refusal.access.group, refusal.reason)
@@ -106,11 +107,31 @@ async fn no_answer_is_no_permission() {
 async fn who_cannot_be_asked_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("nowhere");
-    let error = refusals(Some(&missing)).await.unwrap_err();
+    let error = refusals(Some(&missing), NEEDED).await.unwrap_err();
     assert!(matches!(error, AskError::Kubeconfig { .. }), "{error}");
     assert!(error.to_string().contains("nowhere"), "{error}");
     // A port on which nobody listens any more.
     let address = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let error = refusals(Some(&kubeconfig(&folder, &format!("http://{address}")))).await.unwrap_err();
+    let error = refusals(Some(&kubeconfig(&folder, &format!("http://{address}"))), NEEDED).await.unwrap_err();
     assert!(matches!(error, AskError::Server(_)) && error.to_string().contains("refused"), "{error}");
+}
+
+#[test]
+fn more_is_needed_only_where_more_is_done() {
+    let more = |at, node_traffic, announces| {
+        let needed = needed(Enforcement { at, node_traffic }, announces);
+        assert_eq!(needed[..NEEDED.len()], *NEEDED);
+        needed[NEEDED.len()..]
+            .iter()
+            .map(|access| format!("{:?} {}", access.verbs, access.resource))
+            .collect::<Vec<_>>()
+    };
+    let read = ["[\"get\", \"list\", \"watch\"] services", "[\"get\", \"list\", \"watch\"] endpointslices"];
+    let patch = "[\"patch\"] nodes";
+    assert_eq!(more(EnforceAt::Destination, NodeTraffic::Own, true), [""; 0]);
+    assert_eq!(more(EnforceAt::Destination, NodeTraffic::All, true), [patch]);
+    assert_eq!(more(EnforceAt::Everywhere, NodeTraffic::Own, true), [patch]);
+    assert_eq!(more(EnforceAt::Everywhere, NodeTraffic::Own, false), [""; 0]);
+    assert_eq!(more(EnforceAt::Entry, NodeTraffic::Policy, true), [read[0], read[1], patch]);
+    assert_eq!(more(EnforceAt::Entry, NodeTraffic::Own, false), read);
 }

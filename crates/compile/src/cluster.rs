@@ -332,12 +332,12 @@ impl Cluster {
     }
 
     /// All nodes.
-    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
     }
 
     /// The networks of [`Cluster::keep_sources_towards`]: disjoint, in order, without host bits.
-    pub(crate) fn unmasqueraded(&self) -> &Arc<[IpNet]> {
+    pub fn unmasqueraded(&self) -> &Arc<[IpNet]> {
         &self.unmasqueraded
     }
 

@@ -18,7 +18,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use client::{ControlError, MAX_BYTES, MAX_REQUEST_BYTES, ask};
-pub use status::{Condition, Counts, LastApply, StatusReport};
+pub use status::{Condition, Counts, LastApply, NodesApart, StatusReport};
 
 /// Where the agent keeps its socket and what it must not forget. Gone after a reboot, as pods' networks are.
 pub const RUN_DIRECTORY: &str = "/run/ringfence";

@@ -34,6 +34,14 @@ pub struct StatusReport {
     pub apply_errors: u64,
     /// How often the source could not be read.
     pub source_errors: u64,
+    /// Where policies are enforced, as `--enforce-at` names it. All nodes must do the same.
+    pub enforce_at: String,
+    /// Whose node addresses are exempt, as `--node-traffic` names it. All nodes must do the same.
+    pub node_traffic: String,
+    /// The networks towards which the node's pods keep their addresses, whatever else masquerades.
+    pub unmasqueraded: Vec<String>,
+    /// The nodes that do not announce that they do the same.
+    pub nodes_apart: NodesApart,
     /// What is wrong now, or was last, newest first.
     pub conditions: Vec<Condition>,
     /// What the packet filter's backend has to say: what it lacks, what could not be enforced as asked.
@@ -70,6 +78,22 @@ pub struct Counts {
     pub namespaces: u64,
     /// Sandboxes that the CNI plugin has announced.
     pub sandboxes: u64,
+    /// Pods of other nodes that some policy isolates, and to which this node judges connections.
+    pub remote_pods: u64,
+    /// Addresses of other nodes whose judgement is believed.
+    pub believed_addresses: u64,
+    /// Endpoints of this node's pods about which they are believed, where they are about some only.
+    pub believed_endpoints: u64,
+}
+
+/// Nodes that do not announce what they should.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodesApart {
+    /// How many.
+    pub count: u64,
+    /// Some of their names.
+    pub first: Vec<String>,
 }
 
 /// Something that is or was wrong.

@@ -22,6 +22,7 @@ pub use facts::{
     Bridge, Denial, Facts, Family, KernelModule, LockFile, ModuleState, Options, Place, Reading, Route, Ruleset, Tool,
     Trial, Variant,
 };
+pub use rtnetlink::host_addresses;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

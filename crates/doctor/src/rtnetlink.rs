@@ -1,4 +1,4 @@
-//! Bridges and routes, asked of the kernel: what is mounted at /sys may belong to another network namespace.
+//! Bridges, routes and addresses, asked of the kernel: what is mounted at /sys may belong to another network namespace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -6,7 +6,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressScope};
+use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -35,6 +36,40 @@ pub(crate) fn routes() -> io::Result<Vec<Route>> {
     Ok(messages.iter().filter_map(|message| route(message, &links, &own)).collect())
 }
 
+/// The addresses that packets of this host itself can come from when they travel between hosts, in the calling thread's network
+/// namespace: those that mean one host everywhere, on devices that are up and of the host itself. Not those of loopback and dummy
+/// devices, which many hosts may have, nor those on devices of single pods.
+///
+/// # Errors
+/// The kernel does not answer.
+pub fn host_addresses() -> io::Result<Vec<IpAddr>> {
+    let links = links()?;
+    let mut found = BTreeSet::new();
+    for answer in dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
+        let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
+        let link = links.get(&message.header.index);
+        if message.header.scope == AddressScope::Universe && link.is_some_and(Link::is_of_host) {
+            found.extend(own_address(&message));
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// The host's end of an address: on a link from point to point the other attribute is the far end.
+fn own_address(message: &AddressMessage) -> Option<IpAddr> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let any = || {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    };
+    local.or_else(any)
+}
+
 /// A device, as far as it matters.
 #[derive(Default)]
 struct Link {
@@ -43,9 +78,17 @@ struct Link {
     bridge: Option<Bridge>,
     /// A port of this bridge may lead to another host.
     has_uplink: bool,
+    is_up: bool,
+    is_loopback: bool,
 }
 
 impl Link {
+    /// The host itself uses it to reach others, its own pods included.
+    fn is_of_host(&self) -> bool {
+        let of_others = [InfoKind::Dummy, InfoKind::Veth, InfoKind::Netkit];
+        self.is_up && !self.is_loopback && !self.kind.as_ref().is_some_and(|kind| of_others.contains(kind))
+    }
+
     /// It was made to attach pods or containers of this host.
     fn is_for_pods(&self) -> bool {
         let made_for_pods =
@@ -76,6 +119,8 @@ fn links() -> io::Result<BTreeMap<u32, Link>> {
         let RouteNetlinkMessage::NewLink(message) = answer else { continue };
         let index = message.header.index;
         let link = links.entry(index).or_default();
+        link.is_up = message.header.flags.contains(LinkFlags::Up);
+        link.is_loopback = message.header.flags.contains(LinkFlags::Loopback);
         let mut options = Vec::new();
         for attribute in message.attributes {
             match attribute {

@@ -143,6 +143,9 @@ pub(crate) struct DoctorOptions {
     /// Ask the API server what the owner of these credentials may do. In a pod, its service account is asked about anyway.
     #[arg(long, value_name = "FILE")]
     pub(crate) kubeconfig: Option<PathBuf>,
+    /// How the agents run, or shall run. What these options restore is not reported as lost.
+    #[command(flatten)]
+    pub(crate) reach: ReachOptions,
     /// Write a small program to this packet filter, in a network namespace that is gone afterwards. Loads the kernel modules
     /// that are needed.
     #[arg(long = "try", value_enum, value_name = "BACKEND")]
@@ -234,6 +237,15 @@ pub(crate) struct AgentOptions {
     pub(crate) filter: Filter,
     #[command(flatten)]
     pub(crate) reach: ReachOptions,
+    /// A file with more networks as --no-masquerade-cidr names them, one on each line, comments after #. It is followed; while
+    /// it is wrong or away, what it said last counts.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) no_masquerade_file: Option<PathBuf>,
+    /// Whether to tell other nodes of this one, where --enforce-at or --node-traffic makes them ask: the addresses of its bridges
+    /// and tunnels, and what it enforces, as annotations ringfence.io/node-addresses and ringfence.io/enforcement of its Node.
+    /// That needs the right to patch Nodes. Without, somebody else has to write them.
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
+    pub(crate) publish_addresses: bool,
     /// What an address in this node's spec.podCIDRs gets while no known pod has it.
     ///
     /// A pod can send before the source tells its address, and until then no policy is enforced for it. With deny, such an

@@ -21,7 +21,7 @@ const BATCH: usize = 1024;
 pub(super) struct Collector<'a> {
     server: Arc<str>,
     events: &'a Sender<Event>,
-    /// Until every kind has been listed: those that have been.
+    /// Until every kind has been listed: those that have not been.
     first: Option<BTreeSet<Kind>>,
     /// The kinds that cannot be read, and what was said about it.
     failing: BTreeMap<Kind, String>,
@@ -42,11 +42,11 @@ struct Batch {
 }
 
 impl Collector<'_> {
-    pub(super) fn new(server: Arc<str>, events: &Sender<Event>) -> Collector<'_> {
+    pub(super) fn new(server: Arc<str>, events: &Sender<Event>, kinds: impl Iterator<Item = Kind>) -> Collector<'_> {
         Collector {
             server,
             events,
-            first: Some(BTreeSet::new()),
+            first: Some(kinds.collect()),
             failing: BTreeMap::new(),
             diagnostics: BTreeMap::new(),
         }
@@ -125,8 +125,8 @@ impl Collector<'_> {
     /// With the last kind, the first state is complete.
     fn listed(&mut self, batch: &mut Batch, kind: Kind) {
         let Some(first) = &mut self.first else { return };
-        first.insert(kind);
-        if first.len() == Kind::ALL.len() {
+        first.remove(&kind);
+        if first.is_empty() {
             self.first = None;
             batch.changes.push(Change::Complete);
             batch.is_first = true;

@@ -85,7 +85,7 @@ impl Failure {
     pub(super) fn explained(&self, kind: Kind) -> String {
         match self {
             Failure::Refused { code: 403, .. } => {
-                let group = if kind == Kind::NetworkPolicy { "networking.k8s.io" } else { "\"\"" };
+                let group = if kind.group().is_empty() { "\"\"" } else { kind.group() };
                 format!(
                     "{self}; bind the agent's account to a ClusterRole with apiGroups: [{group}], resources: [{}], \
                      verbs: [get, list, watch]",

@@ -1,8 +1,11 @@
-//! An API server as the source: lists and watches Pods, Namespaces, Nodes and NetworkPolicies.
+//! An API server as the source: lists and watches Pods, Namespaces, Nodes and NetworkPolicies, and where connections that
+//! enter are judged, Services and EndpointSlices.
 //!
 //! `server` is HTTP, `follower` the life of one kind, `book` what is known of it, `collector` puts the kinds together to what
 //! the loop hears, `failure` says what can go wrong. `events` is the way back: troubles of policies as Kubernetes Events.
+//! `announce` tells other nodes of this one.
 
+mod announce;
 mod book;
 mod collector;
 mod connect;
@@ -18,12 +21,14 @@ use std::thread;
 use std::time::Duration;
 
 use ringfence_k8s::api::{Kind, Reader};
+use ringfence_model::EnforceAt;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::backoff::Backoff;
 use crate::source::{Event, SourceError};
+pub use announce::{Addresses, Announcer};
 use collector::Collector;
 pub use connect::ConnectError;
 pub use events::Publisher;
@@ -69,6 +74,8 @@ impl Default for Timing {
 pub struct KubeSource {
     config: kube::Config,
     timing: Timing,
+    enforce_at: EnforceAt,
+    announcer: Option<Announcer>,
 }
 
 impl KubeSource {
@@ -78,13 +85,30 @@ impl KubeSource {
     /// # Errors
     /// The configuration cannot be read, or there is none.
     pub fn open(kubeconfig: Option<&Path>, context: Option<&str>) -> Result<KubeSource, ConnectError> {
-        Ok(KubeSource { config: connect::config(kubeconfig, context)?, timing: Timing::default() })
+        Ok(KubeSource {
+            config: connect::config(kubeconfig, context)?,
+            timing: Timing::default(),
+            enforce_at: EnforceAt::default(),
+            announcer: None,
+        })
     }
 
     /// The same with other times.
     #[must_use]
     pub fn with_timing(self, timing: Timing) -> KubeSource {
         KubeSource { timing, ..self }
+    }
+
+    /// The same for an agent that enforces there: what it needs not know is neither listed nor watched.
+    #[must_use]
+    pub fn for_enforcing(self, enforce_at: EnforceAt) -> KubeSource {
+        KubeSource { enforce_at, ..self }
+    }
+
+    /// The same, which also tells the server about the agent's node.
+    #[must_use]
+    pub fn announcing(self, announcer: Announcer) -> KubeSource {
+        KubeSource { announcer: Some(announcer), ..self }
     }
 
     /// The server's address.
@@ -110,20 +134,20 @@ impl KubeSource {
         Ok(())
     }
 
-    async fn run(self, events: &Sender<Event>, publisher: Option<Publisher>) {
+    async fn run(mut self, events: &Sender<Event>, publisher: Option<Publisher>) {
         let server: Arc<str> = self.server().into();
         let Some(client) = self.client(&server, events).await else { return };
-        let mut collector = Collector::new(server.clone(), events);
+        let mut collector = Collector::new(server.clone(), events, Kind::needed(self.enforce_at));
         let mut inputs = Vec::new();
         let mut followers = Vec::new();
         // A label that policies mention tells pods apart: those that are known by then are looked at again.
         let (policies, after_policies) = oneshot::channel();
         let (mut policies, mut after_policies) = (Some(policies), Some(after_policies));
-        for kind in Kind::ALL {
+        for kind in Kind::needed(self.enforce_at) {
             let turn = match kind {
                 Kind::NetworkPolicy => Turn { before: policies.take(), after: None },
                 Kind::Pod => Turn { before: None, after: after_policies.take() },
-                Kind::Namespace | Kind::Node => Turn::default(),
+                Kind::Namespace | Kind::Node | Kind::Service | Kind::EndpointSlice => Turn::default(),
             };
             let (sender, receiver) = channel(WAITING);
             let server = Server { client: client.clone(), kind, timing: self.timing };
@@ -136,10 +160,18 @@ impl KubeSource {
             }
             std::future::pending::<()>().await;
         };
+        let announcer = self.announcer.take();
+        let announce = async {
+            if let Some(announcer) = announcer {
+                announcer.announce(client.clone()).await;
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = collector.collect(inputs) => {}
             _ = futures::future::join_all(followers) => {}
             () = publish => {}
+            () = announce => {}
         }
     }
 

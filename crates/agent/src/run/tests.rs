@@ -95,7 +95,7 @@ impl Running {
         let seen = status.clone();
         let task = tokio::task::spawn_local(async move {
             let stop = async { stopped.await.unwrap_or(()) };
-            let inputs = Inputs { events: receiver, queries: Some(queried), troubles: Some(troubled) };
+            let inputs = Inputs { events: receiver, queries: Some(queried), troubles: Some(troubled), networks: None };
             run(agent, inputs, stop, settings, Succession::none(), &seen).await
         });
         Running { backend, status, events, queries, troubles, stop, task }

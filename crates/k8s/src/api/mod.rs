@@ -82,6 +82,15 @@ impl Kind {
         }
     }
 
+    /// The API group, empty for the core group.
+    pub fn group(self) -> &'static str {
+        match self {
+            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service => "",
+            Kind::NetworkPolicy => "networking.k8s.io",
+            Kind::EndpointSlice => "discovery.k8s.io",
+        }
+    }
+
     /// The path under which an API server has all objects of the kind.
     pub fn path(self) -> &'static str {
         match self {

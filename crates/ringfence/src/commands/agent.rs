@@ -7,13 +7,15 @@ use std::time::Duration;
 use ringfence_agent::Agent;
 use ringfence_agent::directory::Directory;
 use ringfence_agent::health::{self, Pages};
-use ringfence_agent::kube::{ConnectError, KubeSource, Publisher};
-use ringfence_agent::run::{self, Inputs, Numbered, OnExit, RunError, Settings, explained};
+use ringfence_agent::kube::{Announcer, ConnectError, KubeSource, Publisher};
+use ringfence_agent::networks::NetworkFile;
+use ringfence_agent::run::{self, Inputs, Networks, Numbered, OnExit, RunError, Settings, explained};
 use ringfence_agent::server::{ControlSocket, ServerError};
 use ringfence_agent::source::{CAPACITY, Event, SourceError};
 use ringfence_agent::status::{About, Status};
 use ringfence_agent::succession::Succession;
 use ringfence_dataplane::{ApplyError, Backend, IptablesBackend, NftBackend, PacketFilter, clear_all_but};
+use ringfence_model::Enforcement;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -116,13 +118,14 @@ fn run_with<B: Backend<Demand: Numbered>>(
         let (sender, events) = tokio::sync::mpsc::channel(CAPACITY);
         let (troubles, told) = tokio::sync::mpsc::channel(CAPACITY);
         tracing::info!(node = options.node, source = source.name(), backend = backend.name(), "started");
+        let source = source.announcing(options, &status);
         source.follow(sender, Publisher::new(options.node.as_str().into(), told))?;
         let mut agent = Agent::new(options.node.as_str().into(), backend)
             .with_unknown_pods(options.unknown_pods.into())
             .with_enforcement(options.reach.enforcement());
         agent.keep_sources_towards(&options.reach.no_masquerade_cidr);
         let succession = Succession::new(move || clear_others(in_use));
-        let inputs = Inputs { events, queries, troubles: Some(troubles) };
+        let inputs = Inputs { events, queries, troubles: Some(troubles), networks: networks(options)? };
         run::run(agent, inputs, stop, settings, succession, &status).await?;
         Ok(())
     })
@@ -140,7 +143,7 @@ impl Source {
             Some(SourceName::Directory(path)) => Source::Directory(Directory::open(path)?),
             None => {
                 let kube = KubeSource::open(options.kubeconfig.as_deref(), options.context.as_deref())?;
-                Source::Kube(Box::new(kube))
+                Source::Kube(Box::new(kube.for_enforcing(options.reach.enforcement().at)))
             }
         })
     }
@@ -152,6 +155,32 @@ impl Source {
         }
     }
 
+    /// The same, which tells other nodes of this one. A folder has nobody to tell.
+    fn announcing(self, options: &AgentOptions, status: &Arc<Status>) -> Source {
+        match self {
+            Source::Kube(kube) if options.publish_addresses => {
+                let announcer = Announcer::new(
+                    options.node.as_str().into(),
+                    options.reach.enforcement(),
+                    Box::new(ringfence_doctor::host_addresses),
+                    Duration::from_secs(options.resync.into()),
+                    status.clone(),
+                );
+                Source::Kube(Box::new(kube.announcing(announcer)))
+            }
+            source => {
+                if options.reach.enforcement() != Enforcement::default() {
+                    tracing::info!(
+                        "other nodes are not told of this one: its Node needs the annotations \
+                         ringfence.io/enforcement={} and, for its bridges and tunnels, ringfence.io/node-addresses",
+                        options.reach.enforcement()
+                    );
+                }
+                source
+            }
+        }
+    }
+
     /// A folder has nobody to tell troubles to.
     fn follow(self, events: tokio::sync::mpsc::Sender<Event>, publisher: Publisher) -> io::Result<()> {
         match self {
@@ -159,6 +188,16 @@ impl Source {
             Source::Kube(kube) => kube.follow(events, Some(publisher)),
         }
     }
+}
+
+/// Where networks of other clusters are named that are followed.
+fn networks(options: &AgentOptions) -> io::Result<Option<Networks>> {
+    let Some(path) = &options.no_masquerade_file else { return Ok(None) };
+    let file = NetworkFile::new(path.clone());
+    let first = file.read();
+    let (sender, readings) = tokio::sync::mpsc::channel(1);
+    file.follow(first.clone(), sender)?;
+    Ok(Some(Networks { fixed: options.reach.no_masquerade_cidr.clone(), first, readings }))
 }
 
 /// Removes what agents have left that ran with another packet filter.

@@ -3,13 +3,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::ValueEnum as _;
-use ringfence_agent::access::{Lost, refusals};
+use ringfence_agent::access::{Lost, needed, refusals};
 use ringfence_agent::{Agent, Change};
 use ringfence_dataplane::iptables::{IptablesBackend, IptablesOptions};
 use ringfence_dataplane::{ApplyError, Backend, NftBackend, NftOptions};
 use ringfence_doctor::{Denial, Facts, Options, Reading, Severity, Trial, examine, render};
 use ringfence_k8s::{Source, parse};
 use ringfence_lab::Isolation;
+use ringfence_model::Enforcement;
 
 use super::exit_code;
 use crate::args::{BackendName, DoctorFormat, DoctorOptions};
@@ -22,7 +23,7 @@ pub(super) fn run(options: &DoctorOptions) -> Result<ExitCode, Failure> {
     let mut facts = Facts::gather(Options { pod_cidrs: options.pod_cidr.clone() });
     // The API server is reached from the host's network, so before this process leaves it.
     if options.kubeconfig.is_some() || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
-        facts.denials = denials(options.kubeconfig.as_deref())?;
+        facts.denials = denials(options.kubeconfig.as_deref(), options.reach.enforcement())?;
     }
     if let Some(backend) = options.trial {
         facts.trial = tried(backend);
@@ -36,10 +37,10 @@ pub(super) fn run(options: &DoctorOptions) -> Result<ExitCode, Failure> {
     Ok(exit_code(findings.iter().any(|finding| finding.severity == Severity::Problem)))
 }
 
-fn denials(kubeconfig: Option<&Path>) -> Result<Reading<Vec<Denial>>, Failure> {
+fn denials(kubeconfig: Option<&Path>, enforcement: Enforcement) -> Result<Reading<Vec<Denial>>, Failure> {
     // Threads that it starts are gone when it is: the trial needs a process with a single one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(match runtime.block_on(refusals(kubeconfig)) {
+    Ok(match runtime.block_on(refusals(kubeconfig, &needed(enforcement, true))) {
         Ok(refusals) => Reading::Found(
             refusals
                 .into_iter()

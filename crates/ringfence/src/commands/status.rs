@@ -66,6 +66,7 @@ fn text(report: &StatusReport) -> String {
         let (age, took) = (seconds(last.age_seconds), seconds(last.duration_seconds));
         lines.push(("last written", format!("{age} ago, {} in {took}", last.mode)));
     }
+    lines.extend(reach(report));
     lines.push((
         "pods",
         format!(
@@ -99,10 +100,51 @@ fn text(report: &StatusReport) -> String {
             seconds(condition.age_seconds)
         );
     }
+    if report.nodes_apart.count > 0 {
+        let _ = writeln!(text, "note  {}", apart(report));
+    }
     for remark in &report.remarks {
         let _ = writeln!(text, "note  {remark}");
     }
     text
+}
+
+/// What goes beyond the connections of the node's own pods.
+fn reach(report: &StatusReport) -> Vec<(&'static str, String)> {
+    let StatusReport { counts, enforce_at, node_traffic, .. } = report;
+    let mut lines = Vec::new();
+    if enforce_at != "destination" || node_traffic != "own" {
+        let same = format!("all nodes must run with --enforce-at {enforce_at} --node-traffic {node_traffic}");
+        lines.push(("enforcement", format!("at {enforce_at}, node traffic {node_traffic}; {same}")));
+    }
+    if enforce_at != "destination" {
+        lines
+            .push(("for others", format!("judges connections to {} isolated pods of other nodes", counts.remote_pods)));
+    }
+    if counts.believed_addresses > 0 {
+        let what = match (enforce_at.as_str(), node_traffic.as_str()) {
+            (_, "all") => "everything, from and to them".to_owned(),
+            ("entry", _) => format!("connections to {} endpoints here", counts.believed_endpoints),
+            _ => "connections to all pods here".to_owned(),
+        };
+        lines.push(("believed", format!("{} addresses of other nodes: {what}", counts.believed_addresses)));
+    }
+    if !report.unmasqueraded.is_empty() {
+        lines.push(("sources kept", format!("towards {}", report.unmasqueraded.join(", "))));
+    }
+    lines
+}
+
+/// Which nodes may enforce otherwise.
+fn apart(report: &StatusReport) -> String {
+    let StatusReport { nodes_apart, enforce_at, node_traffic, .. } = report;
+    let more = nodes_apart.count.saturating_sub(nodes_apart.first.len() as u64);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!(
+        "{} nodes do not announce {enforce_at}/{node_traffic}: {}{more}; an agent that runs otherwise, or none, leaves gaps",
+        nodes_apart.count,
+        nodes_apart.first.join(", ")
+    )
 }
 
 #[allow(clippy::cast_precision_loss, reason = "to be read by people")]
@@ -125,6 +167,33 @@ fn seconds(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_goes_beyond_the_nodes_own_pods_is_told() {
+        let mut report = StatusReport {
+            enforce_at: "destination".to_owned(),
+            node_traffic: "own".to_owned(),
+            ..StatusReport::default()
+        };
+        assert_eq!(reach(&report), []);
+        report.enforce_at = "entry".to_owned();
+        (report.counts.remote_pods, report.counts.believed_addresses) = (3, 4);
+        report.counts.believed_endpoints = 5;
+        report.unmasqueraded = vec!["10.1.0.0/16".to_owned()];
+        report.nodes_apart = ringfence_control::NodesApart { count: 12, first: vec!["a".to_owned(), "b".to_owned()] };
+        let told = text(&report);
+        for part in [
+            "enforcement    at entry, node traffic own; all nodes must run with --enforce-at entry --node-traffic own",
+            "judges connections to 3 isolated pods of other nodes",
+            "4 addresses of other nodes: connections to 5 endpoints here",
+            "sources kept   towards 10.1.0.0/16",
+            "note  12 nodes do not announce entry/own: a, b and 10 more; ",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        report.node_traffic = "all".to_owned();
+        assert!(text(&report).contains("4 addresses of other nodes: everything"));
+    }
 
     #[test]
     fn durations_are_short() {
