@@ -3,20 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::facts::{Facts, Family, ModuleState, Reading, Variant};
-use crate::masquerade::{self, Hit, PodRange, Search};
+use crate::masquerade::{self, PodRange};
 use crate::preflight::{nftables, policy_agents, rbac, trial, xtables_lock};
 use crate::save::{self, Rule, Table, Tables};
+use crate::sources::{masquerade_all, nodeport_snat, other_clusters, pod_masquerade};
 use crate::{Finding, Severity};
 
 /// What would make policies fail on a host of which `facts` are known, check by check in the order of
 /// [`CHECKS`](crate::CHECKS).
 pub fn examine(facts: &Facts) -> Vec<Finding> {
     let host = Host::new(facts);
-    let checks: [fn(&Host<'_>) -> Vec<Finding>; 16] = [
+    let checks: [fn(&Host<'_>) -> Vec<Finding>; 17] = [
         bridge_netfilter,
         pod_masquerade,
         masquerade_all,
         nodeport_snat,
+        other_clusters,
         ip_forward,
         iptables_variants,
         tools,
@@ -47,7 +49,7 @@ impl<'a> Host<'a> {
     }
 
     /// The tables called `name`, each with whose it is.
-    fn tables(&self, name: &str) -> impl Iterator<Item = (Variant, Family, &Table)> {
+    pub(crate) fn tables(&self, name: &str) -> impl Iterator<Item = (Variant, Family, &Table)> {
         let tables = self.rulesets.iter().map(move |(key, tables)| (key, tables.get(name)));
         tables.filter_map(|(&(variant, family), table)| Some((variant, family, table?)))
     }
@@ -60,7 +62,7 @@ impl<'a> Host<'a> {
     }
 
     /// The ranges pods are known or guessed to have addresses from, in groups whose members talk to each other.
-    fn pod_ranges(&self, family: Family) -> Vec<Vec<PodRange>> {
+    pub(crate) fn pod_ranges(&self, family: Family) -> Vec<Vec<PodRange>> {
         if self.facts.pod_cidrs.is_empty() {
             let tables: Vec<&Table> =
                 self.tables("nat").filter(|(_, of, _)| *of == family).map(|(_, _, table)| table).collect();
@@ -120,189 +122,6 @@ fn bridge_netfilter(host: &Host<'_>) -> Vec<Finding> {
         });
     }
     findings
-}
-
-/// Who wrote a rule that replaces addresses of pods.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Culprit {
-    Flannel,
-    Docker,
-    Cni,
-    Unknown,
-}
-
-impl Culprit {
-    fn of(hit: &Hit<'_>) -> Culprit {
-        let device = hit.rule.option("-o").filter(|device| device.negated).map_or("", |device| device.value());
-        if hit.chain.starts_with("FLANNEL-") || hit.rule.comment.contains("flanneld") {
-            Culprit::Flannel
-        } else if hit.chain.starts_with("CNI-") {
-            Culprit::Cni
-        } else if device == "docker0" || device.starts_with("br-") {
-            Culprit::Docker
-        } else {
-            Culprit::Unknown
-        }
-    }
-
-    fn remedy(self) -> &'static str {
-        match self {
-            Culprit::Flannel => {
-                "flannel spares the Network of its net-conf.json only: make it cover the pods of all nodes, or start \
-                 flanneld without --ip-masq"
-            }
-            Culprit::Docker => {
-                "start dockerd with --ip-masq=false (\"ip-masq\": false in /etc/docker/daemon.json), and let something \
-                 that knows all pod ranges masquerade what leaves the cluster"
-            }
-            Culprit::Cni => {
-                "set \"ipMasq\": false in the CNI configuration below /etc/cni/net.d (the plugin spares the node's own \
-                 range only), start the pods anew, and let something that knows all pod ranges masquerade what leaves \
-                 the cluster"
-            }
-            Culprit::Unknown => {
-                "find out who writes this rule; it must not apply to packets whose destination is a pod, for example \
-                 by a RETURN for all pod ranges before it"
-            }
-        }
-    }
-}
-
-fn pod_masquerade(host: &Host<'_>) -> Vec<Finding> {
-    let Reading::Found(routes) = &host.facts.routes else { return Vec::new() };
-    let mut findings = Vec::new();
-    for (variant, family, table) in host.tables("nat") {
-        let mut hits = Vec::new();
-        let groups = host.pod_ranges(family);
-        let untold = groups.is_empty() && host.facts.pod_cidrs.is_empty();
-        let mut unknown = untold.then(|| "the pod ranges are unknown; --pod-cidr names them".to_owned());
-        for group in &groups {
-            match masquerade::search(table, group, routes) {
-                Search::Done(found) => hits.extend(found),
-                Search::NoPods => {
-                    let range = group.iter().find(|range| range.certain).map(|range| range.net);
-                    unknown = unknown.or(range.map(|range| format!("no route leads to a pod of this host in {range}")));
-                }
-            }
-        }
-        if let Some(reason) = unknown.filter(|_| masquerade::may_replace(table)) {
-            findings.push(Finding {
-                id: "pod-masquerade",
-                severity: Severity::Note,
-                what: format!("whether {} replaces addresses of pods cannot be told", name(variant, family)),
-                why: reason,
-                remedy: "ask again when pods run here, and with --pod-cidr".to_owned(),
-                evidence: None,
-            });
-        }
-        let mut by_culprit: BTreeMap<(Culprit, bool), Vec<Hit<'_>>> = BTreeMap::new();
-        for hit in hits {
-            by_culprit.entry((Culprit::of(&hit), !hit.certain)).or_default().push(hit);
-        }
-        for ((culprit, uncertain), hits) in by_culprit {
-            let Some(hit) = hits.first() else { continue };
-            let more = if hits.len() > 1 { format!(", and {} more such rules", hits.len() - 1) } else { String::new() };
-            let guessed = if host.facts.pod_cidrs.is_empty() {
-                "; the pod ranges are guessed from rules and routes, --pod-cidr names them"
-            } else {
-                ""
-            };
-            findings.push(Finding {
-                id: "pod-masquerade",
-                severity: if uncertain { Severity::Warning } else { Severity::Problem },
-                what: format!(
-                    "packets from pods here to pods of other nodes {} this node's address as their source, for \
-                     example from {} to {}{guessed}",
-                    if uncertain { "may get" } else { "get" },
-                    hit.source,
-                    hit.destination
-                ),
-                why: "policies on the other node see the node instead of the pod: rules that allow the pod do not \
-                      apply, and rules that allow the node let it in"
-                    .to_owned(),
-                remedy: culprit.remedy().to_owned(),
-                evidence: Some(format!("{} (table nat of {}){more}", hit.rule.text, name(variant, family))),
-            });
-        }
-    }
-    findings
-}
-
-fn masquerade_all(host: &Host<'_>) -> Vec<Finding> {
-    let everything = |rule: &&Rule| {
-        let restricted = ["-s", "-i"].iter().any(|&option| rule.option(option).is_some_and(|source| source.negated));
-        // In IPVS mode it is one rule for all; src,dst means Services only nodes call.
-        let ipvs = rule.option("--match-set").is_some_and(|set| {
-            matches!(set.value(), "KUBE-CLUSTER-IP" | "KUBE-6-CLUSTER-IP")
-                && set.values.get(1).is_some_and(|fields| fields == "dst,dst")
-        });
-        let cluster_ip = rule.comment.ends_with("cluster IP") || ipvs;
-        rule.target_name() == "KUBE-MARK-MASQ" && cluster_ip && !restricted
-    };
-    let mut findings = Vec::new();
-    for (variant, family, table) in host.tables("nat") {
-        let of_services = |chain: &str| chain == "KUBE-SERVICES" || chain.starts_with("KUBE-SVC-");
-        let rules: Vec<&Rule> = table
-            .iter()
-            .filter(|(chain, _)| of_services(chain))
-            .flat_map(|(_, rules)| rules)
-            .filter(everything)
-            .collect();
-        let Some(first) = rules.first() else { continue };
-        findings.push(Finding {
-            id: "masquerade-all",
-            severity: Severity::Problem,
-            what: "kube-proxy gives every call of a Service this node's address as its source".to_owned(),
-            why:
-                "a pod that calls a Service is taken for a node: rules that allow the pod do not apply, and rules that \
-                  allow the node let it in"
-                    .to_owned(),
-            remedy: "start kube-proxy without --masquerade-all (iptables.masqueradeAll and ipvs.masqueradeAll in its \
-                     configuration), with --cluster-cidr instead"
-                .to_owned(),
-            evidence: Some(of_many(first, rules.len(), variant, family)),
-        });
-    }
-    findings
-}
-
-fn nodeport_snat(host: &Host<'_>) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (variant, family, table) in host.tables("nat") {
-        // Up to Kubernetes 1.23 the mark was set in KUBE-FW-* and KUBE-NODEPORTS.
-        let external =
-            |chain: &str| chain == "KUBE-NODEPORTS" || chain.starts_with("KUBE-EXT-") || chain.starts_with("KUBE-FW-");
-        let of_anyone = |rule: &&Rule| {
-            rule.target_name() == "KUBE-MARK-MASQ"
-                && rule.option("-s").is_none()
-                && rule.option("--src-type").is_none()
-                && !rule.comment.contains("LOCAL traffic")
-        };
-        let rules: Vec<&Rule> =
-            table.iter().filter(|(chain, _)| external(chain)).flat_map(|(_, rules)| rules).filter(of_anyone).collect();
-        let Some(first) = rules.first() else { continue };
-        let services: BTreeSet<&str> = rules.iter().filter_map(|rule| service(rule)).collect();
-        let services: Vec<&str> = services.into_iter().collect();
-        findings.push(Finding {
-            id: "nodeport-snat",
-            severity: Severity::Warning,
-            what: format!(
-                "callers from outside the cluster arrive with a node's address at these Services: {}",
-                services.join(", ")
-            ),
-            why: "ipBlock rules on pods of other nodes than the one the call came in at see that node, not the caller"
-                .to_owned(),
-            remedy: "externalTrafficPolicy: Local for those Services whose pods have rules for addresses outside"
-                .to_owned(),
-            evidence: Some(of_many(first, rules.len(), variant, family)),
-        });
-    }
-    findings
-}
-
-/// The Service in a comment of kube-proxy, `namespace/name` or `namespace/name:port`.
-fn service(rule: &Rule) -> Option<&str> {
-    rule.comment.split_whitespace().find(|word| word.contains('/'))
 }
 
 fn ip_forward(host: &Host<'_>) -> Vec<Finding> {
@@ -614,12 +433,6 @@ pub(crate) fn name(variant: Variant, family: Family) -> String {
 
 fn both(family: Family) -> String {
     format!("{} and {}", name(Variant::Nft, family), name(Variant::Legacy, family))
-}
-
-/// The first of several rules that say the same.
-fn of_many(first: &Rule, count: usize, variant: Variant, family: Family) -> String {
-    let more = if count > 1 { format!(", and {} more such rules", count - 1) } else { String::new() };
-    format!("{} (table nat of {}){more}", first.text, name(variant, family))
 }
 
 /// Names, the first few of them if there are many.

@@ -3,12 +3,17 @@
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use ringfence_model::Enforcement;
 
 /// What the caller knows about the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The ranges pod addresses of all nodes are taken from. If empty, they are guessed from rules and routes.
     pub pod_cidrs: Vec<IpNet>,
+    /// How the agents run, or shall run.
+    pub enforcement: Enforcement,
+    /// Pod and Service ranges of other clusters that pods here call.
+    pub other_clusters: Vec<IpNet>,
 }
 
 /// The outcome of looking at one thing.
@@ -189,13 +194,24 @@ pub struct Trial {
     pub refusal: Option<String>,
 }
 
+/// What an agent lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It does not know the cluster's state.
+    Enforcement,
+    /// Nobody but who reads its log hears of errors in policies.
+    Events,
+    /// Other nodes do not hear of its node.
+    Announcements,
+}
+
 /// Something that the API server does not let the agent do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     /// Verb and resource, such as `watch networkpolicies.networking.k8s.io`.
     pub what: String,
-    /// Nothing is enforced without it. Otherwise, only events about policies get lost.
-    pub enforcement: bool,
+    /// What an agent is without it.
+    pub lost: Lost,
     /// Why, as far as the server says.
     pub reason: String,
 }
@@ -205,6 +221,13 @@ pub struct Denial {
 pub struct Facts {
     /// The pod ranges the caller named.
     pub pod_cidrs: Vec<IpNet>,
+    /// How the agents run, or shall run.
+    pub enforcement: Enforcement,
+    /// Networks of other clusters that the caller named.
+    pub other_clusters: Vec<IpNet>,
+    /// The networks towards which the agent of this host keeps pods' addresses, if one answers. [`Facts::gather`] does not ask;
+    /// who does fills this in.
+    pub unmasqueraded: Vec<IpNet>,
     /// net.bridge.bridge-nf-call-iptables.
     pub bridge_nf_call_iptables: Reading<u64>,
     /// net.bridge.bridge-nf-call-ip6tables.

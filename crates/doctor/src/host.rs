@@ -53,6 +53,9 @@ impl Facts {
             .collect();
         Facts {
             pod_cidrs: options.pod_cidrs,
+            enforcement: options.enforcement,
+            other_clusters: options.other_clusters,
+            unmasqueraded: Vec::new(),
             bridge_nf_call_iptables: setting("net/bridge/bridge-nf-call-iptables"),
             bridge_nf_call_ip6tables: setting("net/bridge/bridge-nf-call-ip6tables"),
             ip_forward: setting("net/ipv4/ip_forward"),

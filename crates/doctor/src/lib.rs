@@ -14,13 +14,14 @@ mod preflight;
 pub mod render;
 mod rtnetlink;
 mod save;
+mod sources;
 
 use serde::Serialize;
 
 pub use checks::examine;
 pub use facts::{
-    Bridge, Denial, Facts, Family, KernelModule, LockFile, ModuleState, Options, Place, Reading, Route, Ruleset, Tool,
-    Trial, Variant,
+    Bridge, Denial, Facts, Family, KernelModule, LockFile, Lost, ModuleState, Options, Place, Reading, Route, Ruleset,
+    Tool, Trial, Variant,
 };
 pub use rtnetlink::host_addresses;
 
@@ -68,6 +69,7 @@ pub const CHECKS: &[Check] = &[
     Check { id: "pod-masquerade", looks_for: "rules that replace a pod's address on its way to a pod of another node" },
     Check { id: "masquerade-all", looks_for: "kube-proxy replacing the address of pods that call a Service" },
     Check { id: "nodeport-snat", looks_for: "Services whose callers from outside arrive with a node's address" },
+    Check { id: "other-clusters", looks_for: "rules that replace a pod's address on its way to other clusters" },
     Check { id: "ip-forward", looks_for: "forwarding that is switched off" },
     Check { id: "iptables-variants", looks_for: "rules spread over iptables-nft and iptables-legacy" },
     Check { id: "tools", looks_for: "programs and kernel modules that --backend iptables lacks" },

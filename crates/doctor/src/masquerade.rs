@@ -104,6 +104,15 @@ pub(crate) enum Search<'a> {
 /// Looks for rules of `table` that replace the source of packets between pods of `group`, whose ranges are
 /// all of the table's family.
 pub(crate) fn search<'a>(table: &'a Table, group: &[PodRange], routes: &[Route]) -> Search<'a> {
+    between(table, group, group, routes)
+}
+
+/// The same for packets from pods of `group` to a network beyond the cluster.
+pub(crate) fn search_towards<'a>(table: &'a Table, group: &[PodRange], net: IpNet, routes: &[Route]) -> Search<'a> {
+    between(table, group, &[PodRange { net, certain: true }], routes)
+}
+
+fn between<'a>(table: &'a Table, group: &[PodRange], others: &[PodRange], routes: &[Route]) -> Search<'a> {
     let chains = reachable(table);
     let mentioned = |option| {
         let rules = chains.iter().flat_map(|(_, rules)| rules.iter());
@@ -115,7 +124,7 @@ pub(crate) fn search<'a>(table: &'a Table, group: &[PodRange], routes: &[Route])
     if sources.is_empty() {
         return Search::NoPods;
     }
-    let destinations = representatives(group, routes, &mentioned("-d"));
+    let destinations = representatives(others, routes, &mentioned("-d"));
     let away = |place| matches!(place, Place::Elsewhere | Place::Unknown);
     let mut hits: BTreeMap<(&str, &str), Hit<'a>> = BTreeMap::new();
     for source in sources {

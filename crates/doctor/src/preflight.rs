@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::checks::{Host, few, name};
-use crate::facts::{Family, ModuleState, Reading, Variant};
+use crate::facts::{Family, Lost, ModuleState, Reading, Variant};
 use crate::{Finding, Severity};
 
 pub(crate) fn nftables(host: &Host<'_>) -> Vec<Finding> {
@@ -140,17 +140,23 @@ pub(crate) fn rbac(host: &Host<'_>) -> Vec<Finding> {
         Reading::Absent => return Vec::new(),
     };
     let mut findings = Vec::new();
-    for enforcement in [true, false] {
-        let of_kind: Vec<_> = denials.iter().filter(|denial| denial.enforcement == enforcement).collect();
+    for lost in [Lost::Enforcement, Lost::Events, Lost::Announcements] {
+        let of_kind: Vec<_> = denials.iter().filter(|denial| denial.lost == lost).collect();
         let Some(first) = of_kind.first() else { continue };
         let names: Vec<&str> = of_kind.iter().map(|denial| denial.what.as_str()).collect();
-        let (severity, why) = match enforcement {
-            true => {
+        let (severity, why) = match lost {
+            Lost::Enforcement => {
                 (Severity::Problem, "without it the agent does not know the cluster's state, and enforces nothing new")
             }
-            false => (Severity::Warning, "errors in policies are told in the agent's log and metrics only"),
+            Lost::Events => (Severity::Warning, "errors in policies are told in the agent's log and metrics only"),
+            Lost::Announcements => (
+                Severity::Warning,
+                "other nodes do not learn the addresses of this node's bridges and tunnels, and do not believe them; with the \
+                 annotations written by hand, start the agents with --publish-addresses=false",
+            ),
         };
-        let remedy = "give the agent's account the ClusterRole in deploy/ringfence.yaml";
+        let remedy = "give the agent's account the ClusterRole in deploy/ringfence.yaml; for other values of --enforce-at and \
+                      --node-traffic than the defaults, the one that the chart makes with the same values";
         findings.push(finding(
             severity,
             format!("the API server refuses: {}", few(&names)),

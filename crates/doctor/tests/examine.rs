@@ -7,133 +7,16 @@
     reason = "a test that cannot go on fails; facts are moved together"
 )]
 
+mod node;
+
+use node::{CNI, FLANNEL, KUBE_PROXY, found, guessing, nat, node, only, route, with};
 use ringfence_doctor::{
-    Bridge, CHECKS, Denial, Facts, Family, Finding, KernelModule, LockFile, ModuleState, Place, Reading, Route,
-    Ruleset, Severity, Tool, Trial, Variant, examine, render,
+    Bridge, CHECKS, Denial, Facts, Family, KernelModule, LockFile, Lost, ModuleState, Place, Reading, Severity, Tool,
+    Trial, Variant, examine, render,
 };
 
 use Severity::{Note, Problem, Warning};
 use Variant::{Legacy, Nft};
-
-/// A node with flannel's routes: its own pods on cni0, those of another node behind flannel.1.
-fn node() -> Facts {
-    Facts {
-        pod_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()],
-        bridge_nf_call_iptables: Reading::Found(1),
-        bridge_nf_call_ip6tables: Reading::Found(1),
-        ip_forward: Reading::Found(1),
-        ip6_forwarding: Reading::Found(1),
-        conntrack_count: Reading::Found(90),
-        conntrack_max: Reading::Found(100),
-        bridges: Reading::Found(vec![Bridge {
-            name: "cni0".to_owned(),
-            ports: vec!["veth0".to_owned(), "veth1".to_owned()],
-            ..Bridge::default()
-        }]),
-        routes: Reading::Found(vec![
-            route("0.0.0.0/0", "eth0", Place::Unknown),
-            route("192.0.2.0/24", "eth0", Place::Unknown),
-            route("10.244.1.0/24", "cni0", Place::Here),
-            route("10.244.2.0/24", "flannel.1", Place::Elsewhere),
-            route("::/0", "eth0", Place::Unknown),
-            route("fd00:244:0:1::/64", "cni0", Place::Here),
-            route("fd00:244:0:2::/64", "flannel.1", Place::Elsewhere),
-        ]),
-        rulesets: Variant::ALL
-            .into_iter()
-            .flat_map(|variant| Family::ALL.map(|family| Ruleset { variant, family, saved: Reading::Absent }))
-            .collect(),
-        iptables_variant: Reading::Found(Nft),
-        ipsets: Reading::Absent,
-        nftables_table: Reading::Absent,
-        tools: vec![Tool { name: "ipset", path: Some("/usr/sbin/ipset".into()) }],
-        modules: vec![
-            KernelModule { name: "ip_set", state: ModuleState::Available },
-            KernelModule { name: "xt_set", state: ModuleState::Unknown },
-        ],
-        nftables_modules: vec![
-            KernelModule { name: "nf_tables", state: ModuleState::Available },
-            KernelModule { name: "nft_fib_inet", state: ModuleState::Unknown },
-        ],
-        xtables_lock: Reading::Found(LockFile { path: "/run/xtables.lock".into(), is_file: true, holder: None }),
-        trial: Reading::Absent,
-        denials: Reading::Absent,
-    }
-}
-
-fn route(destination: &str, device: &str, place: Place) -> Route {
-    Route { destination: destination.parse().unwrap(), device: Some(device.to_owned()), place }
-}
-
-/// Adds rules to the node's.
-fn with(mut facts: Facts, variant: Variant, family: Family, table: &str, rules: &str) -> Facts {
-    let of = |ruleset: &&mut Ruleset| ruleset.variant == variant && ruleset.family == family;
-    let ruleset = facts.rulesets.iter_mut().find(of).unwrap();
-    let before = ruleset.saved.found().cloned().unwrap_or_default();
-    let rules: String = rules.lines().map(|line| format!("{}\n", line.trim())).collect();
-    ruleset.saved = Reading::Found(format!("{before}*{table}\n{rules}COMMIT\n"));
-    facts
-}
-
-/// The node with rules in table nat of iptables-nft.
-fn nat(rules: &str) -> Facts {
-    with(node(), Nft, Family::V4, "nat", rules)
-}
-
-fn guessing(mut facts: Facts) -> Facts {
-    facts.pod_cidrs.clear();
-    facts
-}
-
-/// What [`examine`] finds: the checks and how bad it is.
-fn found(facts: &Facts) -> Vec<(&'static str, Severity)> {
-    examine(facts).iter().map(|finding| (finding.id, finding.severity)).collect()
-}
-
-/// The only finding.
-fn only(facts: &Facts) -> Finding {
-    let findings = examine(facts);
-    let [finding] = &findings[..] else { panic!("one finding expected: {findings:#?}") };
-    assert!(CHECKS.iter().any(|check| check.id == finding.id), "{finding:?}");
-    finding.clone()
-}
-
-const KUBE_PROXY: &str = r#":KUBE-MARK-MASQ - [0:0]
-    :KUBE-PROXY-CANARY - [0:0]
-    -A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
-    -A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
-    -A KUBE-MARK-MASQ -j MARK --set-xmark 0x4000/0x4000
-    -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
-    -A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
-    -A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
-    -A KUBE-SEP-AAAA -s 10.244.1.7/32 -m comment --comment "demo/web:http" -j KUBE-MARK-MASQ
-    -A KUBE-SEP-AAAA -p tcp -m comment --comment "demo/web:http" -m tcp -j DNAT --to-destination 10.244.1.7:80
-    -A KUBE-SERVICES -d 10.96.0.9/32 -p tcp -m comment --comment "demo/web:http cluster IP" -m tcp --dport 80 -j KUBE-SVC-AAAA
-    -A KUBE-SERVICES -m comment --comment "kubernetes service nodeports" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
-    -A KUBE-SVC-AAAA ! -s 10.244.0.0/16 -d 10.96.0.9/32 -p tcp -m comment --comment "demo/web:http cluster IP" -m tcp --dport 80 -j KUBE-MARK-MASQ
-    -A KUBE-SVC-AAAA -m comment --comment "demo/web:http -> 10.244.1.7:80" -j KUBE-SEP-AAAA
-"#;
-
-/// As flannel writes it: only for its own network, only what leaves it.
-const FLANNEL: &str = r#"
-    -A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
-    -A FLANNEL-POSTRTG -m mark --mark 0x4000/0x4000 -m comment --comment "flanneld masq" -j RETURN
-    -A FLANNEL-POSTRTG -s 10.244.1.0/24 -d 10.244.0.0/16 -m comment --comment "flanneld masq" -j RETURN
-    -A FLANNEL-POSTRTG -s 10.244.0.0/16 -d 10.244.1.0/24 -m comment --comment "flanneld masq" -j RETURN
-    -A FLANNEL-POSTRTG ! -s 10.244.0.0/16 -d 10.244.1.0/24 -m comment --comment "flanneld masq" -j RETURN
-    -A FLANNEL-POSTRTG -s 10.244.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
-    -A FLANNEL-POSTRTG ! -s 10.244.0.0/16 -d 10.244.0.0/16 -m comment --comment "flanneld masq" -j MASQUERADE --random-fully
-"#;
-
-/// As the bridge plugin writes it with ipMasq: only the node's own range is spared.
-const CNI: &str = r#"
-    -A POSTROUTING -s 10.244.1.7/32 -m comment --comment "name: \"cbr0\" id: \"aa\"" -j CNI-aa
-    -A POSTROUTING -s 10.244.1.8/32 -m comment --comment "name: \"cbr0\" id: \"bb\"" -j CNI-bb
-    -A CNI-aa -d 10.244.1.0/24 -m comment --comment "name: \"cbr0\" id: \"aa\"" -j ACCEPT
-    -A CNI-aa ! -d 224.0.0.0/4 -m comment --comment "name: \"cbr0\" id: \"aa\"" -j MASQUERADE
-    -A CNI-bb -d 10.244.1.0/24 -m comment --comment "name: \"cbr0\" id: \"bb\"" -j ACCEPT
-    -A CNI-bb ! -d 224.0.0.0/4 -m comment --comment "name: \"cbr0\" id: \"bb\"" -j MASQUERADE
-"#;
 
 #[test]
 fn nothing_is_wrong_with_a_good_node() {
@@ -491,7 +374,7 @@ fn the_worst_comes_first_and_control_characters_do_not_come_through() {
     let text = render::text(&examine(&facts));
     let order: Vec<&str> =
         text.lines().filter(|line| !line.starts_with(' ')).filter_map(|line| line.split(": ").nth(1)).collect();
-    assert_eq!(order, ["bridge-netfilter", "pod-masquerade", "conntrack", "tools"]);
+    assert_eq!(order, ["bridge-netfilter", "pod-masquerade", "conntrack", "other-clusters", "tools"]);
     assert!(!text.contains('\x1b') && !text.contains("Nothing found"), "{text}");
 }
 
@@ -563,17 +446,22 @@ fn other_agents_are_known_by_their_chains() {
 
 #[test]
 fn what_the_api_server_refuses() {
-    let denial = |what: &str, enforcement| Denial { what: what.to_owned(), enforcement, reason: "no rule".to_owned() };
+    let denial = |what: &str, lost| Denial { what: what.to_owned(), lost, reason: "no rule".to_owned() };
     let mut facts = node();
     facts.denials = Reading::Found(Vec::new());
     assert_eq!(found(&facts), []);
-    facts.denials = Reading::Found(vec![denial("create events.", false)]);
+    facts.denials = Reading::Found(vec![denial("create events.", Lost::Events)]);
     assert_eq!(found(&facts), [("rbac", Warning)]);
-    facts.denials = Reading::Found(vec![denial("list pods.", true), denial("watch pods.", true)]);
+    facts.denials =
+        Reading::Found(vec![denial("list pods.", Lost::Enforcement), denial("watch pods.", Lost::Enforcement)]);
     let finding = only(&facts);
     assert_eq!((finding.id, finding.severity), ("rbac", Problem));
     assert!(finding.what.ends_with("list pods., watch pods."), "{finding:?}");
     assert_eq!(finding.evidence.as_deref(), Some("no rule"));
+    facts.denials = Reading::Found(vec![denial("patch nodes", Lost::Announcements)]);
+    let finding = only(&facts);
+    assert_eq!((finding.id, finding.severity), ("rbac", Warning));
+    assert!(finding.why.contains("do not believe"), "{finding:?}");
     facts.denials = Reading::Unreadable("connection refused".to_owned());
     assert_eq!(found(&facts), [("rbac", Warning)]);
 }

@@ -21,7 +21,7 @@ pub(crate) struct Resource {
     pub(crate) fields: &'static [&'static str],
 }
 
-pub(crate) static RESOURCES: [Resource; 7] = [
+pub(crate) static RESOURCES: [Resource; 8] = [
     Resource {
         group: "",
         version: "v1",
@@ -74,6 +74,17 @@ pub(crate) static RESOURCES: [Resource; 7] = [
         status: true,
         generation: false,
         fields: &["spec.clusterIP", "spec.type"],
+    },
+    Resource {
+        group: "discovery.k8s.io",
+        version: "v1",
+        plural: "endpointslices",
+        kind: "EndpointSlice",
+        short: "",
+        namespaced: true,
+        status: false,
+        generation: true,
+        fields: &[],
     },
     Resource {
         group: "networking.k8s.io",

@@ -62,6 +62,44 @@ pub fn node(name: &str, address: &str, pod_cidrs: &[&str]) -> Value {
     })
 }
 
+/// A Service of this type for the pods with the label `app`, with one port called `http`.
+pub fn service(namespace: &str, name: &str, kind: &str, app: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"namespace": namespace, "name": name, "labels": {"app": app}},
+        "spec": {
+            "type": kind, "selector": {"app": app}, "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+            "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": "http"}],
+        },
+        "status": {"loadBalancer": {}},
+    })
+}
+
+/// An EndpointSlice of a Service, as its controller writes them: each of these addresses is ready on this TCP port.
+pub fn endpoint_slice(namespace: &str, name: &str, service: &str, addresses: &[&str], port: u16) -> Value {
+    let endpoint = |address: &&str| {
+        json!({
+            "addresses": [address], "conditions": {"ready": true, "serving": true, "terminating": false},
+            "nodeName": "node-1", "zone": "a",
+            "targetRef": {"kind": "Pod", "namespace": namespace, "name": format!("{service}-{address}"),
+                "uid": "0a4b2f0e-5d1c-4c57-a1f0-6f5c8f1f2d11"},
+        })
+    };
+    let family = if addresses.iter().any(|address| address.contains(':')) { "IPv6" } else { "IPv4" };
+    json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {
+            "namespace": namespace, "name": name,
+            "labels": {"kubernetes.io/service-name": service,
+                "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"},
+            "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": "2026-01-01T00:00:07Z"},
+        },
+        "addressType": family,
+        "endpoints": addresses.iter().map(endpoint).collect::<Vec<_>>(),
+        "ports": [{"name": "http", "protocol": "TCP", "port": port}],
+    })
+}
+
 /// A NetworkPolicy with this `spec`.
 pub fn network_policy(namespace: &str, name: &str, spec: &Value) -> Value {
     json!({

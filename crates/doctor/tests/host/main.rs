@@ -11,8 +11,8 @@
 mod namespace;
 
 use libtest_mimic::{Arguments, Trial};
-use namespace::{clean, run, write};
-use ringfence_doctor::{Bridge, Facts, Options, Place, Reading, Route, Severity, Variant, examine};
+use namespace::{can, clean, run, write};
+use ringfence_doctor::{Bridge, Facts, Options, Place, Reading, Route, Severity, Variant, examine, host_addresses};
 
 fn main() {
     // See a_lock_that_is_held.
@@ -24,6 +24,7 @@ fn main() {
     let tests: &[(&str, fn())] = &[
         ("bridges_and_their_settings", bridges_and_their_settings),
         ("routes_have_a_place", routes_have_a_place),
+        ("addresses_of_the_host_itself", addresses_of_the_host_itself),
         ("masquerading_nft", || masquerading(Variant::Nft)),
         ("masquerading_ip6", masquerading_ip6),
         ("a_jump_that_is_not_first", a_jump_that_is_not_first),
@@ -52,7 +53,8 @@ fn trial(name: &str, test: impl FnOnce() + Send + 'static) -> Trial {
 }
 
 fn gather() -> Facts {
-    Facts::gather(Options { pod_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()] })
+    let pod_cidrs = vec!["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()];
+    Facts::gather(Options { pod_cidrs, ..Options::default() })
 }
 
 /// What check `id` finds now: how bad, and the evidence.
@@ -119,6 +121,35 @@ fn bridges_and_their_settings() {
     assert_eq!(found("bridge-netfilter"), [off("bridge-nf-call-ip6tables")]);
     set("1");
     assert_eq!(found("bridge-netfilter"), []);
+}
+
+/// Those from which packets to other nodes can come, and no others.
+fn addresses_of_the_host_itself() {
+    node();
+    for command in [
+        "ip addr add 192.0.2.99/32 dev lo",
+        "ip addr add 10.244.1.99/32 dev veth0",
+        "ip link add idle type bridge",
+        "ip addr add 172.17.0.1/16 dev idle",
+        "ip addr add 169.254.7.7/16 dev cni0 scope link",
+        "ip link add flannel.1 type vxlan id 1 local 192.0.2.1 dstport 8472",
+        "ip addr add 10.244.1.0/32 dev flannel.1",
+        "ip addr add fd00:244:0:1::/128 dev flannel.1 nodad",
+        "ip link set flannel.1 up",
+        "ip addr add 10.9.0.1 peer 10.9.0.2 dev cni0",
+    ] {
+        run(command, "");
+    }
+    // Not every kernel has them.
+    if can("ip link add kube-ipvs0 type dummy") {
+        run("ip addr add 10.96.0.1/32 dev kube-ipvs0", "");
+        run("ip link set kube-ipvs0 up", "");
+    }
+    let found: Vec<String> = host_addresses().unwrap().iter().map(ToString::to_string).collect();
+    // eth0 is a veth here: the test has no other wire.
+    assert_eq!(found, ["10.9.0.1", "10.244.1.0", "10.244.1.1", "10.244.4.1", "fd00:244:0:1::", "fd00:244:0:1::1"]);
+    run("ip link set flannel.1 down", "");
+    assert!(!host_addresses().unwrap().contains(&"10.244.1.0".parse().unwrap()));
 }
 
 fn routes_have_a_place() {

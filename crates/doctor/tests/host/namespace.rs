@@ -48,6 +48,14 @@ pub(crate) fn run(command: &str, input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Whether a command works in the network namespace of the calling thread.
+pub(crate) fn can(command: &str) -> bool {
+    let mut words = command.split(' ');
+    let program = words.next().unwrap();
+    let output = Command::new(program).args(words).env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin").output().unwrap();
+    output.status.success()
+}
+
 /// Writes a setting of the network namespace of the calling thread.
 pub(crate) fn write(setting: &str, value: &str) {
     std::fs::write(setting, value).unwrap_or_else(|error| panic!("{setting}: {error}"));

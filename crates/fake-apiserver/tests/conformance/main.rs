@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 /// A check: it gets a server and a namespace of its own.
 type Check = fn(&mut dyn ApiServer, &str);
 
-const CHECKS: [(&str, Check); 18] = [
+const CHECKS: [(&str, Check); 20] = [
     ("lists-in-order", lists::lists_are_in_the_order_of_keys),
     ("list-form", lists::a_list_is_a_list_and_an_object_an_object),
     ("pages", lists::pages_show_one_moment),
@@ -37,6 +37,8 @@ const CHECKS: [(&str, Check); 18] = [
     ("objects-pods", objects::a_pod_ends_with_grace_or_without),
     ("objects-beside", objects::what_else_is_asked_of_a_server),
     ("samples", objects::samples_are_taken_and_given_back),
+    ("slices", objects::services_and_slices_are_kept),
+    ("annotations", objects::annotations_of_a_node_are_merged),
     ("forgetting", forgetting::what_is_forgotten_has_expired),
 ];
 

@@ -229,6 +229,52 @@ pub(crate) fn samples_are_taken_and_given_back(server: &mut dyn ApiServer, names
     client.remove("namespaces", "", &other).unwrap();
 }
 
+/// What tells where connections from outside end.
+pub(crate) fn services_and_slices_are_kept(server: &mut dyn ApiServer, namespace: &str) {
+    let client = client(server);
+    let slices = format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices");
+    let start = client.get(&slices).unwrap().version();
+    let service = sample::service(namespace, "web", "NodePort", "web");
+    let slice = sample::endpoint_slice(namespace, "web-1", "web", &["10.0.0.1", "10.0.0.2"], 8080);
+    client.put(&service).unwrap();
+    client.put(&slice).unwrap();
+    let stored = client.get(&format!("/api/v1/namespaces/{namespace}/services/web")).unwrap();
+    contains(&stored.json["spec"], &service["spec"], "service");
+    let stored = client.get(&format!("{slices}/web-1")).unwrap();
+    for part in ["addressType", "endpoints", "ports"] {
+        contains(&stored.json[part], &slice[part], part);
+    }
+    assert_eq!(stored.json["metadata"]["labels"]["kubernetes.io/service-name"], "web");
+    let all = client.get("/apis/discovery.k8s.io/v1/endpointslices").unwrap();
+    assert_eq!((all.code, &all.json["kind"]), (200, &json!("EndpointSliceList")));
+    let path = format!("{slices}?watch=true&resourceVersion={start}");
+    assert_eq!(client.watch(&path).unwrap().in_short().unwrap(), event("ADDED", "web-1", stored.version()));
+    client.remove("services", namespace, "web").unwrap();
+    client.remove("endpointslices.discovery.k8s.io", namespace, "web-1").unwrap();
+}
+
+/// A merge patch writes annotations, takes away those that are null, and touches no others.
+pub(crate) fn annotations_of_a_node_are_merged(server: &mut dyn ApiServer, namespace: &str) {
+    let client = client(server);
+    let name = format!("{namespace}-node");
+    let node = sample::node(&name, "192.0.2.7", &["10.0.7.0/24"]);
+    client.put(&node).unwrap();
+    let path = format!("/api/v1/nodes/{name}");
+    let patch = |annotations: Value| {
+        let answer = client.send(&Method::PATCH, &path, &json!({"metadata": {"annotations": annotations}})).unwrap();
+        assert_eq!(answer.code, 200, "{}", answer.text);
+        answer.json
+    };
+    patch(json!({"example.com/a": "1", "example.com/b": "2"}));
+    let stored = patch(json!({"example.com/a": null, "example.com/c": "3"}));
+    let mut expected = node["metadata"]["annotations"].clone();
+    expected["example.com/b"] = json!("2");
+    expected["example.com/c"] = json!("3");
+    assert_eq!(stored["metadata"]["annotations"], expected);
+    contains(&stored["status"]["addresses"], &node["status"]["addresses"], "status");
+    client.remove("nodes", "", &name).unwrap();
+}
+
 /// Whether all of `part` is in `whole`, which may hold more fields.
 fn contains(whole: &Value, part: &Value, place: &str) {
     match (whole, part) {

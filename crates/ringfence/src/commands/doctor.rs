@@ -1,10 +1,12 @@
 use std::io;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::ValueEnum as _;
 use ringfence_agent::access::{Lost, needed, refusals};
 use ringfence_agent::{Agent, Change};
+use ringfence_control::{Request, Response, StatusReport, ask, socket_path};
 use ringfence_dataplane::iptables::{IptablesBackend, IptablesOptions};
 use ringfence_dataplane::{ApplyError, Backend, NftBackend, NftOptions};
 use ringfence_doctor::{Denial, Facts, Options, Reading, Severity, Trial, examine, render};
@@ -16,14 +18,30 @@ use super::exit_code;
 use crate::args::{BackendName, DoctorFormat, DoctorOptions};
 use crate::output::{self, Failure};
 
+/// How long the agent of this host may take to say how it is.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// What is tried: a program with something of every kind.
 const TRIAL: &[u8] = include_bytes!("trial.yaml");
 
 pub(super) fn run(options: &DoctorOptions) -> Result<ExitCode, Failure> {
-    let mut facts = Facts::gather(Options { pod_cidrs: options.pod_cidr.clone() });
+    let agent = agent();
+    let told = options.reach.enforcement();
+    // What is not told is as the agent here has it, if there is one.
+    let enforcement = match &agent {
+        Some(report) if told == Enforcement::default() => enforcement(report).unwrap_or_default(),
+        _ => told,
+    };
+    let mut facts = Facts::gather(Options {
+        pod_cidrs: options.pod_cidr.clone(),
+        enforcement,
+        other_clusters: options.reach.no_masquerade_cidr.clone(),
+    });
+    let kept = agent.iter().flat_map(|report| &report.unmasqueraded);
+    facts.unmasqueraded = kept.filter_map(|network| network.parse().ok()).collect();
     // The API server is reached from the host's network, so before this process leaves it.
     if options.kubeconfig.is_some() || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
-        facts.denials = denials(options.kubeconfig.as_deref(), options.reach.enforcement())?;
+        facts.denials = denials(options.kubeconfig.as_deref(), enforcement)?;
     }
     if let Some(backend) = options.trial {
         facts.trial = tried(backend);
@@ -37,6 +55,20 @@ pub(super) fn run(options: &DoctorOptions) -> Result<ExitCode, Failure> {
     Ok(exit_code(findings.iter().any(|finding| finding.severity == Severity::Problem)))
 }
 
+/// How the agent of this host is, if one answers where agents do by default.
+fn agent() -> Option<StatusReport> {
+    let socket = socket_path(Path::new(ringfence_control::RUN_DIRECTORY));
+    match ask(&socket, &Request::Status, PATIENCE) {
+        Ok(Response::Status(report)) => Some(*report),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// How an agent enforces; nothing for one that is too old to say it.
+fn enforcement(report: &StatusReport) -> Option<Enforcement> {
+    format!("{}/{}", report.enforce_at, report.node_traffic).parse().ok()
+}
+
 fn denials(kubeconfig: Option<&Path>, enforcement: Enforcement) -> Result<Reading<Vec<Denial>>, Failure> {
     // Threads that it starts are gone when it is: the trial needs a process with a single one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -46,7 +78,11 @@ fn denials(kubeconfig: Option<&Path>, enforcement: Enforcement) -> Result<Readin
                 .into_iter()
                 .map(|refusal| Denial {
                     what: format!("{} {}", refusal.verb, resource(refusal.access.resource, refusal.access.group)),
-                    enforcement: refusal.access.lost == Lost::Enforcement,
+                    lost: match refusal.access.lost {
+                        Lost::Enforcement => ringfence_doctor::Lost::Enforcement,
+                        Lost::Events => ringfence_doctor::Lost::Events,
+                        Lost::Announcements => ringfence_doctor::Lost::Announcements,
+                    },
                     reason: refusal.reason,
                 })
                 .collect(),
