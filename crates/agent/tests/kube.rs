@@ -7,6 +7,8 @@
 mod bench;
 #[path = "kube/pages.rs"]
 mod pages;
+#[path = "kube/reach.rs"]
+mod reach;
 
 use std::time::Duration;
 

@@ -85,6 +85,10 @@ impl Running {
     }
 
     fn start_in(on_exit: OnExit, run_directory: Option<PathBuf>) -> Running {
+        Running::start_with(on_exit, run_directory, None)
+    }
+
+    fn start_with(on_exit: OnExit, run_directory: Option<PathBuf>, networks: Option<Networks>) -> Running {
         let (backend, status) = (Shared::default(), Arc::new(Status::default()));
         let (events, receiver) = channel(CAPACITY);
         let (queries, queried) = channel(CAPACITY);
@@ -95,7 +99,7 @@ impl Running {
         let seen = status.clone();
         let task = tokio::task::spawn_local(async move {
             let stop = async { stopped.await.unwrap_or(()) };
-            let inputs = Inputs { events: receiver, queries: Some(queried), troubles: Some(troubled), networks: None };
+            let inputs = Inputs { events: receiver, queries: Some(queried), troubles: Some(troubled), networks };
             run(agent, inputs, stop, settings, Succession::none(), &seen).await
         });
         Running { backend, status, events, queries, troubles, stop, task }
@@ -179,6 +183,43 @@ fn a_storm_is_collected() {
         let backend = running.backend.clone();
         running.end().await.unwrap();
         assert_eq!(backend.0.borrow().transactions().last(), Some(&Transaction::Cleanup));
+    });
+}
+
+/// A file that is wrong changes nothing, and is told.
+#[test]
+fn networks_are_followed() {
+    with_paused_clock(async {
+        let network = |text: &str| text.parse::<IpNet>().unwrap();
+        let (sender, readings) = channel(1);
+        let first = Err("networks: it is empty".to_owned());
+        let networks = Networks { fixed: vec![network("10.9.0.0/16")], first, readings };
+        let running = Running::start_with(OnExit::Keep, None, Some(networks));
+        let told = || {
+            let conditions = running.status.report().conditions.into_iter();
+            conditions.filter(|condition| condition.now).map(|condition| condition.message).collect::<Vec<_>>()
+        };
+        running.events.send(update(vec![Change::Reset(objects(&pod(1)))])).await.unwrap();
+        turn(100).await;
+        assert_eq!(told(), ["networks: it is empty"]);
+        sender.send(Ok(vec![network("10.1.0.0/16"), network("10.0.0.0/16")])).await.unwrap();
+        turn(2000).await;
+        let kept = ["10.0.0.0/15", "10.9.0.0/16"];
+        let program = || running.backend.0.borrow().enforced().unwrap();
+        let in_force = || program().reach.unmasqueraded.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let merged = running.report().await.unmasqueraded;
+        assert!(merged == kept || merged == ["10.0.0.0/16", "10.1.0.0/16", "10.9.0.0/16"], "{merged:?}");
+        assert_eq!((in_force(), told()), (merged.clone(), Vec::new()));
+        sender.send(Err("networks: line 1".to_owned())).await.unwrap();
+        turn(2000).await;
+        assert_eq!((in_force(), told()), (merged, vec!["networks: line 1".to_owned()]));
+        sender.send(Ok(Vec::new())).await.unwrap();
+        turn(2000).await;
+        assert_eq!((in_force(), told()), (vec!["10.9.0.0/16".to_owned()], Vec::new()));
+        // Nobody follows a file any more.
+        drop(sender);
+        turn(100).await;
+        running.end().await.unwrap();
     });
 }
 
