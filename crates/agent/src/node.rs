@@ -103,6 +103,7 @@ impl<'a, B: Backend<Demand: Numbered>> Node<'a, B> {
         node.status.enforces(node.agent.enforcement());
         if let Some(networks) = &inputs.networks {
             node.fixed_networks.clone_from(&networks.fixed);
+            node.agent.keep_sources_towards(&networks.fixed);
             node.networks(networks.first.clone());
         }
         node.load_announcements();

@@ -14,6 +14,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
+use ringfence_control::{Request, Response, StatusReport, ask, socket_path};
 use ringfence_fake_apiserver::{FakeApiServer, sample};
 use ringfence_lab::{
     EndpointIndex, EndpointSpec, Isolation, NetNs, Network, NetworkSpec, NodeIndex, NodeSpec, Place, enter,
@@ -33,6 +34,10 @@ const OUTAGE: Duration = Duration::from_secs(8);
 fn main() {
     enter(Isolation::Auto).unwrap();
     let trials = vec![
+        Trial::test("judges_pods_of_other_nodes_where_connections_enter", || {
+            judges_pods_of_other_nodes_where_connections_enter();
+            Ok(())
+        }),
         Trial::test("follows_an_api_server_and_outlives_it", || {
             follows_an_api_server_and_outlives_it();
             Ok(())
@@ -58,6 +63,11 @@ struct Site {
 impl Site {
     /// The client has no right to call the server, and the agent enforces that.
     fn new() -> Site {
+        Site::with(&[])
+    }
+
+    /// The same with more options.
+    fn with(options: &[&str]) -> Site {
         let endpoint = |name: &str, address: &str| EndpointSpec {
             name: name.to_owned(),
             place: Place::Pod { node: NodeIndex(0) },
@@ -84,13 +94,21 @@ impl Site {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
         command.args(["agent", "--node=node", "--health-listen=off", "--metrics-listen=off", "--kubeconfig"]);
-        command.arg(server.kubeconfig()).arg("--run-dir").arg(directory.path().join("run"));
+        command.arg(server.kubeconfig()).arg("--run-dir").arg(directory.path().join("run")).args(options);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(std::fs::File::create(directory.path().join("log")).unwrap());
         let agent = node.within(|| command.spawn()).unwrap().unwrap();
         let site = Site { network, inbox, server, agent, directory };
         site.until("the policies are in force", || site.log().contains("the policies are in force"));
         site
+    }
+
+    /// How the agent says it is.
+    fn report(&self) -> StatusReport {
+        match ask(&socket_path(&self.directory.path().join("run")), &Request::Status, PATIENCE) {
+            Ok(Response::Status(report)) => *report,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn log(&self) -> String {
@@ -183,4 +201,49 @@ fn an_invalid_policy_gets_an_event() {
     assert_eq!(events[0]["regarding"]["name"], "broken", "{events:?}");
     assert_eq!((&events[0]["reason"], &events[0]["type"]), (&json!("InvalidPolicy"), &json!("Warning")), "{events:?}");
     assert!(!site.passes(), "all others go on");
+}
+
+/// The program has pods of other nodes while they back a Service that can be called from outside; the node tells others of
+/// itself; networks of other clusters are followed.
+fn judges_pods_of_other_nodes_where_connections_enter() {
+    const REMOTE: &str = "10.244.1.9";
+    let networks = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(networks.path(), "10.245.0.0/16\n").unwrap();
+    let file = format!("--no-masquerade-file={}", networks.path().display());
+    let site = Site::with(&["--enforce-at=entry", "--no-masquerade-cidr=10.97.0.0/16", &file, "--resync=1"]);
+    site.server.apply(&sample::node("other", "192.0.2.11", &["10.244.1.0/24"]));
+    site.server.apply(&sample::pod("shop", "far", &[("app", "server")], "other", &[REMOTE]));
+    site.until("the pod is known", || site.report().counts.pods == 3);
+    let report = site.report();
+    assert_eq!((report.enforce_at.as_str(), report.node_traffic.as_str()), ("entry", "own"));
+    assert_eq!((report.counts.remote_pods, report.counts.isolated_pods), (0, 1));
+    assert_eq!(report.nodes_apart.first, ["other"]);
+    assert_eq!(report.unmasqueraded, ["10.97.0.0/16", "10.245.0.0/16"]);
+
+    site.server.apply(&sample::service("shop", "server", "NodePort", "server"));
+    site.server.apply(&sample::endpoint_slice("shop", "server-1", "server", &[SERVER, REMOTE], PORT));
+    site.until("the slice counts", || site.report().counts.remote_pods == 1);
+    let report = site.report();
+    assert_eq!((report.counts.believed_addresses, report.counts.believed_endpoints), (1, 1), "{report:?}");
+    site.server.delete("endpointslices", "shop", "server-1");
+    site.until("the slice is gone", || site.report().counts.remote_pods == 0);
+    assert_eq!(site.report().counts.isolated_pods, 1);
+
+    let said = |name: &str| site.server.get("nodes", "", "node").unwrap()["metadata"]["annotations"][name].clone();
+    site.until("the node says what it enforces", || said("ringfence.io/enforcement") == "entry/own");
+    let far = site.server.modify("nodes", "", "other", |node| {
+        node["metadata"]["annotations"]["ringfence.io/enforcement"] = json!("entry/own");
+        node["metadata"]["annotations"]["ringfence.io/node-addresses"] = json!("10.244.1.0,10.244.1.1");
+    });
+    assert!(far > 0);
+    site.until("the other node says so, too", || site.report().nodes_apart.count == 0);
+    site.until("its tunnel is known", || site.report().counts.believed_addresses == 3);
+
+    std::fs::write(networks.path(), "nonsense\n").unwrap();
+    let told = || site.report().conditions.iter().any(|condition| condition.now && condition.about == "networks");
+    site.until("what is wrong is told", told);
+    assert_eq!(site.report().unmasqueraded.len(), 2, "and changes nothing");
+    std::fs::write(networks.path(), "# none any more\n").unwrap();
+    site.until("the file is followed", || site.report().unmasqueraded == ["10.97.0.0/16"]);
+    assert!(!site.passes(), "{}", site.log());
 }

@@ -14,7 +14,8 @@ use std::process::Command;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Container, PodSpec, Probe, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
-use ringfence_agent::access::NEEDED;
+use ringfence_agent::access::{Access, NEEDED, needed};
+use ringfence_model::{EnforceAt, Enforcement, NodeTraffic};
 use serde_json::Value;
 
 fn root() -> PathBuf {
@@ -94,7 +95,11 @@ fn objects_name_each_other() {
 /// No more, and no less.
 #[test]
 fn the_role_grants_what_the_agent_asks_for() {
-    let role: ClusterRole = only("ClusterRole");
+    assert_grants(only("ClusterRole"), NEEDED);
+}
+
+/// The role grants this, no more and no less.
+fn assert_grants(role: ClusterRole, needed: &[Access]) {
     let mut granted = BTreeSet::new();
     for rule in role.rules.unwrap() {
         assert_eq!((rule.non_resource_urls, rule.resource_names), (None, None));
@@ -104,7 +109,7 @@ fn the_role_grants_what_the_agent_asks_for() {
             }
         }
     }
-    let needed = NEEDED.iter().flat_map(|access| {
+    let needed = needed.iter().flat_map(|access| {
         let of = move |verb: &&str| (access.group.to_owned(), access.resource.to_owned(), (*verb).to_owned());
         access.verbs.iter().map(of)
     });
@@ -224,7 +229,8 @@ fn the_manifests_are_what_the_chart_gives() {
 #[test]
 fn the_chart_gives_what_values_ask_for() {
     let values = "
-agent: {backend: iptables, onExit: cleanup, extraArgs: [--resync=10]}
+agent: {backend: iptables, onExit: cleanup, enforceAt: entry, nodeTraffic: policy, noMasqueradeCidrs: [10.245.0.0/16],
+  extraArgs: [--resync=10]}
 iptables: {variant: legacy, mark: '0x40', podIpRanges: [10.0.0.0/8, 'fd00::/8']}
 apiServer: {host: api.example, port: 443}
 health: {address: '::1', port: 1}
@@ -246,6 +252,9 @@ podMonitor: {enabled: true}
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let objects: Vec<Value> = serde_saphyr::from_multiple(&String::from_utf8(output.stdout).unwrap()).unwrap();
     assert!(objects.iter().any(|object| object["kind"] == "PodMonitor"));
+    let role = objects.iter().find(|object| object["kind"] == "ClusterRole").unwrap();
+    let entry = Enforcement { at: EnforceAt::Entry, node_traffic: NodeTraffic::Policy };
+    assert_grants(strict(role), &needed(entry, true));
     let daemons: DaemonSet = strict(objects.iter().find(|object| object["kind"] == "DaemonSet").unwrap());
     let pod = daemons.spec.unwrap().template.spec.unwrap();
     assert_known_arguments(&pod);
@@ -260,6 +269,9 @@ podMonitor: {enabled: true}
         "--health-listen=[::1]:1",
         "--metrics-listen=[::]:2",
         "--on-exit=cleanup",
+        "--enforce-at=entry",
+        "--node-traffic=policy",
+        "--no-masquerade-cidr=10.245.0.0/16",
         "--resync=10",
     ] {
         assert!(arguments.iter().any(|argument| argument == expected), "{expected}: {arguments:?}");
