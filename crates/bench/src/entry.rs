@@ -128,6 +128,7 @@ fn objects(backends: u32, here: bool) -> Vec<Object> {
         name: OTHER_NODE.into(),
         addresses: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, 11))],
         tunnel_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 254, 0, 1))],
+        announced: None,
         pod_cidrs: Vec::new(),
     };
     let mut objects = vec![our_node(), Object::Node(other)];
