@@ -62,7 +62,11 @@ impl Crowd {
             present.apply(&Object::Policy(self.changed_policy(number, random)))?;
         }
         for number in 0..self.mix.pods {
-            let pod = self.mix.pod(number, random.u32(..10));
+            let mut pod = self.mix.pod(number, random.u32(..10));
+            // So many of the pods that are there have had their labels changed since they came.
+            if random.u8(..100) < 55 {
+                pod.labels = self.changed_labels(number, random);
+            }
             present.apply(&Object::Pod(pod.clone()))?;
             self.sides[usize::from(number >= self.mix.local_pods)].pods.push((number, pod));
         }
