@@ -14,6 +14,8 @@ const DEFAULT_POD_CIDR: &str = "10.244.0.0/16";
 const NODE_CIDRS: [&str; 2] = ["192.0.2.0/24", "2001:db8:ffff::/64"];
 /// Where Services without an address get one.
 const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
+/// Where ends of tunnels get addresses of a family in which their node's pods get none.
+const TUNNEL_CIDRS: [&str; 2] = ["10.244.0.0/16", "fd00:10:244::/64"];
 /// Where Services with a port on every node get one that names none.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
@@ -25,6 +27,8 @@ pub struct PlacementOptions {
     /// Have exactly this many nodes, at least one. `None`: the nodes of the input. Pods keep their node while it is one of
     /// them; the others are dealt out in turn.
     pub nodes: Option<usize>,
+    /// Pods of different nodes talk through tunnels: give every node an address of each family for its end of them.
+    pub tunnels: bool,
 }
 
 /// What [`place`] did that a user may want to know.
@@ -99,12 +103,15 @@ pub fn place(
         taken.claim(&pod.addresses, &format!("pod {pod}"))?;
     }
     for pod in pods.iter_mut().filter(|pod| pod.addresses.is_empty() && !pod.host_network) {
-        for cidr in pod_cidrs(pod, &nodes, options) {
+        for cidr in pod_cidrs(pod.node.as_ref().and_then(|node| nodes.get(node)), options) {
             pod.addresses.push(taken.allocate(cidr, &format!("pod {pod}"))?);
         }
     }
     address_nodes(&mut nodes, &pods, externals, &mut taken)?;
     address_services(objects, &pods, &mut taken)?;
+    if options.tunnels {
+        address_tunnels(&mut nodes, options, &mut taken)?;
+    }
     for pod in pods.iter_mut().filter(|pod| pod.host_network) {
         if let Some(node) = pod.node.as_ref().and_then(|node| nodes.get(node)) {
             pod.addresses.clone_from(&node.addresses);
@@ -170,11 +177,12 @@ fn node_named(name: Arc<str>) -> Node {
     Node { name, addresses: Vec::new(), tunnel_addresses: Vec::new(), announced: None, pod_cidrs: Vec::new() }
 }
 
-fn pod_cidrs(pod: &Pod, nodes: &BTreeMap<Arc<str>, Node>, options: &PlacementOptions) -> Vec<IpNet> {
+/// Where pods of a node get their addresses from.
+fn pod_cidrs(node: Option<&Node>, options: &PlacementOptions) -> Vec<IpNet> {
     if !options.pod_cidrs.is_empty() {
         return options.pod_cidrs.clone();
     }
-    match pod.node.as_ref().and_then(|node| nodes.get(node)) {
+    match node {
         Some(node) if !node.pod_cidrs.is_empty() => node.pod_cidrs.clone(),
         _ => DEFAULT_POD_CIDR.parse().into_iter().collect(),
     }
@@ -200,6 +208,30 @@ fn address_nodes(
             if spoken.contains(&family) && !has.contains(&family) {
                 node.addresses.push(taken.allocate(cidr, &format!("node {}", node.name))?);
             }
+        }
+    }
+    Ok(())
+}
+
+/// Tunnels end in the pod network, as those of common network plugins do.
+fn address_tunnels(
+    nodes: &mut BTreeMap<Arc<str>, Node>,
+    options: &PlacementOptions,
+    taken: &mut Taken,
+) -> Result<(), PlacementError> {
+    for node in nodes.values() {
+        taken.claim(&node.tunnel_addresses, &format!("the tunnel of node {}", node.name))?;
+    }
+    for node in nodes.values_mut() {
+        let families = |addresses: &[IpAddr]| addresses.iter().map(|a| Family::of(*a)).collect::<BTreeSet<_>>();
+        let ranges = pod_cidrs(Some(node), options).into_iter();
+        let ranges: Vec<IpNet> = ranges.chain(TUNNEL_CIDRS.iter().filter_map(|cidr| cidr.parse().ok())).collect();
+        let has = families(&node.tunnel_addresses);
+        for family in families(&node.addresses).difference(&has) {
+            let range = ranges.iter().find(|range| Family::of(range.addr()) == *family);
+            let Some(range) = range else { continue };
+            let address = taken.allocate(*range, &format!("the tunnel of node {}", node.name))?;
+            node.tunnel_addresses.push(address);
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Which paths there are to try.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use ringfence_analyze::paths::{Attempt, Client, attempts};
+use ringfence_analyze::paths::{Attempt, Client, Side, attempts};
 use ringfence_analyze::{Matrix, PlacementOptions, ends, place};
 use ringfence_k8s::{Source, parse};
 
@@ -60,7 +60,7 @@ fn every_kind_of_path_is_found() {
         Client::Node(name) => format!("node {name}"),
     };
     let mut shown: Vec<String> = Vec::new();
-    for attempt in attempts(&manifests.objects, &matrix) {
+    for attempt in attempts(&[Side { objects: &manifests.objects, gate: None }], &matrix) {
         let via = attempt.via.as_ref().map_or(String::new(), |via| format!(" [{via}]"));
         for backend in &attempt.backends {
             let (to, port) = (&matrix.ends[backend.end].label, backend.address.port());

@@ -63,7 +63,7 @@ impl Site {
             listen: Vec::new(),
         };
         let spec = NetworkSpec {
-            nodes: vec![NodeSpec { name: "node".to_owned(), addresses: vec![NODE_ADDRESS] }],
+            nodes: vec![NodeSpec { name: "node".to_owned(), addresses: vec![NODE_ADDRESS], ..NodeSpec::default() }],
             endpoints: vec![endpoint("client", CLIENT), endpoint("server", SERVER)],
             ..NetworkSpec::default()
         };

@@ -313,6 +313,7 @@ mod tests {
             cluster_ips: vec!["10.96.0.1".parse().unwrap(), "fd00:96::1".parse().unwrap()],
             ports: vec![port],
             external_traffic_policy,
+            ..ServiceSpec::default()
         };
         Services { list: vec![service], ..Services::default() }
     }

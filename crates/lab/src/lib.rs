@@ -6,6 +6,7 @@
 //! [`run commands in`](exec): however the process ends, everything ends with it.
 
 mod build_error;
+mod clusters;
 mod conntrack;
 mod enter;
 pub mod exec;
@@ -24,6 +25,7 @@ mod sctp;
 mod services;
 mod spec;
 mod trips;
+mod way;
 mod wiring;
 
 pub use build_error::BuildError;

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
-use ringfence_model::Protocol;
+use ringfence_model::{PodNetwork, Protocol};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -26,6 +26,8 @@ const MOST_PROBES: u64 = 512;
 pub struct Node {
     name: String,
     addresses: Vec<IpAddr>,
+    tunnel_addresses: Vec<IpAddr>,
+    cluster: usize,
     namespace: NetNs,
 }
 
@@ -40,6 +42,16 @@ impl Node {
         &self.addresses
     }
 
+    /// The addresses of its end of the tunnels.
+    pub fn tunnel_addresses(&self) -> &[IpAddr] {
+        &self.tunnel_addresses
+    }
+
+    /// Which of several clusters it belongs to.
+    pub fn cluster(&self) -> usize {
+        self.cluster
+    }
+
     /// Its network namespace.
     pub fn namespace(&self) -> &NetNs {
         &self.namespace
@@ -52,7 +64,7 @@ pub(crate) struct Endpoint {
     pub(crate) name: String,
     /// As in the description; for an endpoint in the host network its node's, if it named none.
     pub(crate) addresses: Vec<IpAddr>,
-    place: Place,
+    pub(crate) place: Place,
     /// `None` is that of its node.
     namespace: Option<NetNs>,
 }
@@ -62,6 +74,7 @@ pub(crate) struct Endpoint {
 pub struct Network {
     nodes: Vec<Node>,
     fabric: NetNs,
+    pod_network: PodNetwork,
     pub(crate) endpoints: Vec<Endpoint>,
     /// Who answers at each address, protocol and port.
     pub(crate) open_ports: BTreeMap<(IpAddr, Protocol, u16), EndpointIndex>,
@@ -103,8 +116,15 @@ impl Network {
         for (position, namespace) in node_namespaces.iter().enumerate() {
             warnings.extend(rules::write(&spec, NodeIndex(position), namespace)?);
         }
+        let pod_network = spec.pod_network;
         let nodes = spec.nodes.into_iter().zip(node_namespaces);
-        let nodes = nodes.map(|(node, namespace)| Node { name: node.name, addresses: node.addresses, namespace });
+        let nodes = nodes.map(|(node, namespace)| Node {
+            name: node.name,
+            addresses: node.addresses,
+            tunnel_addresses: node.tunnel_addresses,
+            cluster: node.cluster,
+            namespace,
+        });
         let endpoints = spec.endpoints.into_iter().zip(namespaces).map(|(endpoint, namespace)| Endpoint {
             name: endpoint.name,
             addresses: endpoint.addresses,
@@ -115,6 +135,7 @@ impl Network {
         Ok(Network {
             nodes: nodes.collect(),
             fabric,
+            pod_network,
             endpoints: endpoints.collect(),
             open_ports,
             listeners: Mutex::new(JoinSet::new()),
@@ -136,6 +157,16 @@ impl Network {
     /// One node. `None`: there is no such node.
     pub fn node(&self, node: NodeIndex) -> Option<&Node> {
         self.nodes.get(node.0)
+    }
+
+    /// The node of a cluster to which packets from outside come, where they do not come to the pod's own: its first.
+    pub(crate) fn gate(&self, cluster: usize) -> NodeIndex {
+        NodeIndex(self.nodes.iter().position(|node| node.cluster == cluster).unwrap_or_default())
+    }
+
+    /// How packets between pods travel.
+    pub(crate) fn pod_network(&self) -> PodNetwork {
+        self.pod_network
     }
 
     /// The namespace between the nodes and the hosts outside.

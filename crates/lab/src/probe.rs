@@ -19,6 +19,7 @@ use crate::namespace::NetNs;
 use crate::network::Network;
 use crate::raw::{SctpSocket, open_sctp, receive, report_icmp_errors};
 use crate::sctp::{Chunk, Packet};
+use crate::spec::Place;
 
 /// The longest answer a listener gives: an endpoint's name and an address, with room to spare.
 const LONGEST_ANSWER: usize = 1024;
@@ -151,21 +152,26 @@ impl Network {
 
     /// The namespace a probe starts in, if it can.
     fn origin(&self, probe: &Probe) -> Result<&NetNs, ProbeError> {
-        let (namespace, addresses) = match probe.from {
+        let (namespace, addresses, more) = match probe.from {
             Origin::Node(index) => {
                 let node = self.node(index).ok_or(ProbeError::NoSuchNode(index))?;
-                (node.namespace(), node.addresses())
+                (node.namespace(), node.addresses(), node.tunnel_addresses())
             }
             Origin::Endpoint(index) => {
                 let missing = || ProbeError::NoSuchEndpoint(index);
                 let endpoint = self.endpoints.get(index.0).ok_or_else(missing)?;
-                (self.namespace(index).ok_or_else(missing)?, endpoint.addresses.as_slice())
+                let host = match endpoint.place {
+                    Place::HostNetwork { node } => self.node(node),
+                    Place::Pod { .. } | Place::External => None,
+                };
+                let tunnels = host.map_or(&[][..], |node| node.tunnel_addresses());
+                (self.namespace(index).ok_or_else(missing)?, endpoint.addresses.as_slice(), tunnels)
             }
         };
         let fits = |address: &IpAddr| {
             address.is_ipv4() == probe.destination.is_ipv4() && probe.source.is_none_or(|source| source == *address)
         };
-        addresses.iter().any(fits).then_some(namespace).ok_or(ProbeError::NoSource(probe.destination))
+        addresses.iter().chain(more).any(fits).then_some(namespace).ok_or(ProbeError::NoSource(probe.destination))
     }
 }
 

@@ -61,8 +61,9 @@ pub(crate) fn write(spec: &NetworkSpec, node: NodeIndex, namespace: &NetNs) -> R
 }
 
 fn write_all(spec: &NetworkSpec, node: NodeIndex, namespace: &NetNs) -> Result<Option<RulesError>, RulesError> {
-    let services = match (write_services(&spec.services, spec, node, namespace), spec.services.without(Protocol::Sctp))
-    {
+    let cluster = spec.nodes.get(node.0).map_or(0, |node| node.cluster);
+    let own = spec.services.of(cluster);
+    let services = match (write_services(&own, spec, node, namespace), own.without(Protocol::Sctp)) {
         (Err(refused @ RulesError::Refused { .. }), Some(without_sctp)) => {
             write_services(&without_sctp, spec, node, namespace)?;
             Ok(Some(refused))
@@ -103,8 +104,11 @@ fn masquerade(spec: &NetworkSpec, node: NodeIndex, is_v4: bool) -> Option<String
     let spared = match spec.masquerade {
         Masquerade::None => return None,
         Masquerade::Outside => {
-            let all_pods = (0..spec.nodes.len()).flat_map(|number| pod_addresses(spec, NodeIndex(number)));
-            networks(&mut all_pods.chain(spec.nodes.iter().flat_map(|node| node.addresses.iter().copied())))
+            let cluster = spec.nodes.get(node.0).map(|node| node.cluster);
+            let nodes = || spec.nodes.iter().enumerate().filter(|(_, other)| Some(other.cluster) == cluster);
+            let all_pods = nodes().flat_map(|(number, _)| pod_addresses(spec, NodeIndex(number)));
+            let all_nodes = nodes().flat_map(|(_, node)| node.addresses.iter().chain(&node.tunnel_addresses).copied());
+            networks(&mut all_pods.chain(all_nodes))
         }
         Masquerade::PodsToo => pods.clone(),
     };
@@ -188,8 +192,11 @@ mod tests {
     use crate::spec::{EndpointSpec, NodeSpec, Place};
 
     fn two_nodes(masquerade: Masquerade) -> NetworkSpec {
-        let node =
-            |name: &str, address: &str| NodeSpec { name: name.to_owned(), addresses: vec![address.parse().unwrap()] };
+        let node = |name: &str, address: &str| NodeSpec {
+            name: name.to_owned(),
+            addresses: vec![address.parse().unwrap()],
+            ..NodeSpec::default()
+        };
         let pod = |node, address: &str| EndpointSpec {
             name: "pod".to_owned(),
             place: Place::Pod { node: NodeIndex(node) },
@@ -220,5 +227,9 @@ mod tests {
         assert_eq!(text(Masquerade::PodsToo, 0), expected("10.0.0.0/31"));
         assert_eq!(text(Masquerade::Outside, 2), None);
         assert_eq!(masquerade(&two_nodes(Masquerade::Outside), NodeIndex(0), false), None);
+        let mut apart = two_nodes(Masquerade::Outside);
+        apart.nodes[1].cluster = 1;
+        let own = "10.0.0.0/31 192.0.2.1/32 192.0.2.3/32";
+        assert_eq!(masquerade(&apart, NodeIndex(0), true), expected(own));
     }
 }

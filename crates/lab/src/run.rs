@@ -4,17 +4,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use ringfence_agent::{Agent, Change, SyncError};
 use ringfence_analyze::paths::{self, Trip, attempts};
-use ringfence_analyze::{EndKind, Matrix, ends};
+use ringfence_analyze::{EndKind, Matrix};
 use ringfence_compile::UnsupportedTier;
 use ringfence_dataplane::{ApplyError, Backend};
-use ringfence_model::{ExternalHost, Node, Object, Protocol, Topology};
-use ringfence_oracle::State;
+use ringfence_model::{Enforcement, ExternalHost, Node, Object, PodNetwork, Protocol, ServicePort, Topology};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::build_error::BuildError;
+use crate::clusters::{Cluster, Clusters};
 use crate::enter::EnterError;
 use crate::exec::{self, PublishError};
 use crate::index::{EndpointIndex, NodeIndex};
@@ -39,6 +40,9 @@ pub enum RunError {
     /// The objects were not placed: a pod is on a node that is not among them.
     #[error("there is no node {0}")]
     NoSuchNode(String),
+    /// Two pods that nobody could tell apart.
+    #[error("two clusters have a pod {0}: give one of them another name")]
+    Namesakes(String),
     /// The namespace of a node.
     #[error("cannot make or enter the network namespace of a node: {0}")]
     Namespace(#[source] std::io::Error),
@@ -109,10 +113,17 @@ pub enum Stage {
 }
 
 /// What to try.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Experiment {
     /// The cluster, placed.
     pub objects: Vec<Object>,
+    /// Other clusters that the network connects it with, each placed, with names and addresses of their own. The same agent
+    /// runs there.
+    pub others: Vec<Vec<Object>>,
+    /// Where policies are enforced, in all clusters.
+    pub enforcement: Enforcement,
+    /// Networks towards which the pods of the first cluster keep their addresses, whatever masquerades.
+    pub unmasqueraded: Vec<IpNet>,
     /// The hosts outside.
     pub externals: Vec<ExternalHost>,
     /// The network. The number of nodes is that of the objects.
@@ -172,18 +183,16 @@ pub fn run<B: Backend>(
     open: impl FnMut() -> Result<B, ApplyError>,
     progress: &mut dyn FnMut(Stage, usize, usize),
 ) -> Result<Finished, RunError> {
-    let Experiment { objects, externals, topology, service_tables, timeouts } = experiment;
-    let oracle = State::new(&objects).map_err(|error| UnsupportedTier(error.0))?;
-    let mut matrix = Matrix::new(ends(&objects, &externals), |_, _, flow| {
-        let verdict = ringfence_oracle::judge(&oracle, flow);
-        (verdict.egress.allowed, verdict.ingress.allowed)
-    });
-    let attempts = attempts(&objects, &matrix);
-    let spec = network_spec(&objects, &matrix, topology, service_tables)?;
+    let Experiment { objects, others, enforcement, unmasqueraded, externals, topology, service_tables, timeouts } =
+        experiment;
+    let clusters = Clusters::new([objects].into_iter().chain(others).collect(), enforcement)?;
+    let mut matrix = clusters.matrix(clusters.ends(&externals)?, topology.pod_network.unwrap_or_default());
+    let attempts = attempts(&clusters.sides(), &matrix);
+    let spec = network_spec(&clusters, &matrix, topology, service_tables)?;
 
     // The policies are in force before the first pod exists: a pod is isolated from its very first packet.
-    let mut nodes = Nodes::make(&spec.nodes, open)?;
-    nodes.enforce(&objects)?;
+    let mut nodes = Nodes::make(&spec.nodes, enforcement, &unmasqueraded, open)?;
+    nodes.enforce(&clusters, |cluster| cluster.objects.clone())?;
     let network =
         Network::build_around(nodes.namespaces()?, spec, &mut |done, of| progress(Stage::Building, done, of))?;
     let network = Arc::new(network);
@@ -195,14 +204,13 @@ pub fn run<B: Backend>(
         measure(&mut matrix, &network, &timeouts, progress).await?;
 
         // Without policies the same rules let everything pass, so what arrives shows what the network does by itself.
-        let open: Vec<Object> = objects.iter().filter(|object| !matches!(object, Object::Policy(_))).cloned().collect();
-        nodes.enforce(&open)?;
+        nodes.enforce(&clusters, Cluster::open)?;
         let everybody = |_, attempt: &paths::Attempt| Some((0..attempt.backends.len()).collect());
         let mut tracing = |done, of| progress(Stage::Tracing, done, of);
         let free = attempt_all(&attempts, everybody, &matrix, &network, &timeouts, &mut tracing).await?;
-        let mut trips = trips(&attempts, &matrix, &network, &oracle, &free)?;
+        let mut trips = trips(&attempts, &matrix, &network, &clusters, enforcement, &free)?;
 
-        nodes.enforce(&objects)?;
+        nodes.enforce(&clusters, |cluster| cluster.objects.clone())?;
         // No connection from before may pass for one that the policies allow.
         for node in 0..network.nodes().len() {
             network.forget_connections(NodeIndex(node)).map_err(RunError::Tracking)?;
@@ -227,51 +235,60 @@ fn fill_in(attempts: &[paths::Attempt], policed: &[Answers], trips: &mut [Vec<Tr
         for (position, trip) in trips.iter_mut().enumerate() {
             match attempt.cell {
                 None => trip.measured = policed.contains_key(&position),
-                Some((cell, path)) if trip.replaced() => {
+                Some((cell, path)) => {
                     let path = matrix.cells.get_mut(cell).and_then(|cell| cell.paths.get_mut(path));
-                    if let Some(path) = path {
+                    if let Some(path) = path.filter(|path| trip.replaced() || path.allowed() != trip.expected) {
                         path.as_seen = Some(trip.expected);
                     }
                 }
-                Some(_) => {}
             }
         }
     }
 }
 
-/// The nodes' namespaces, each with its agent.
-struct Nodes<B: Backend>(Vec<(NetNs, Agent<B>)>);
+/// The nodes' namespaces, each with its agent and the position of its cluster.
+struct Nodes<B: Backend>(Vec<(NetNs, Agent<B>, usize)>);
 
 impl<B: Backend> Nodes<B> {
     /// The first node is the namespace this is called in.
-    fn make(specs: &[NodeSpec], mut open: impl FnMut() -> Result<B, ApplyError>) -> Result<Nodes<B>, RunError> {
+    fn make(
+        specs: &[NodeSpec],
+        enforcement: Enforcement,
+        unmasqueraded: &[IpNet],
+        mut open: impl FnMut() -> Result<B, ApplyError>,
+    ) -> Result<Nodes<B>, RunError> {
         let mut nodes = Vec::with_capacity(specs.len());
         for spec in specs {
             let namespace = if nodes.is_empty() { NetNs::current() } else { NetNs::create() };
             let namespace = namespace.map_err(RunError::Namespace)?;
             let backend = namespace.within(&mut open).map_err(RunError::Namespace)??;
-            nodes.push((namespace, Agent::new(spec.name.as_str().into(), backend)));
+            let mut agent = Agent::new(spec.name.as_str().into(), backend).with_enforcement(enforcement);
+            if spec.cluster == 0 {
+                agent.keep_sources_towards(unmasqueraded);
+            }
+            nodes.push((namespace, agent, spec.cluster));
         }
         Ok(Nodes(nodes))
     }
 
     fn namespaces(&self) -> Result<Vec<NetNs>, RunError> {
-        self.0.iter().map(|(namespace, _)| namespace.share().map_err(RunError::Namespace)).collect()
+        self.0.iter().map(|(namespace, ..)| namespace.share().map_err(RunError::Namespace)).collect()
     }
 
     fn remarks(&self) -> Result<Vec<String>, RunError> {
         let mut remarks = Vec::new();
-        for (namespace, agent) in &self.0 {
+        for (namespace, agent, _) in &self.0 {
             let of_node = namespace.within(|| agent.backend().remarks()).map_err(RunError::Namespace)?;
             remarks.extend(of_node.iter().map(|remark| format!("{}: {remark}", agent.node())));
         }
         Ok(remarks)
     }
 
-    /// Every node's agent takes `objects` for the whole state and enforces it.
-    fn enforce(&mut self, objects: &[Object]) -> Result<(), RunError> {
-        for (namespace, agent) in &mut self.0 {
-            agent.change(Change::Reset(objects.to_vec()))?;
+    /// Every node's agent takes what `objects` makes of its cluster for the whole state and enforces it.
+    fn enforce(&mut self, clusters: &Clusters, objects: impl Fn(&Cluster) -> Vec<Object>) -> Result<(), RunError> {
+        for (namespace, agent, number) in &mut self.0 {
+            let objects = clusters.iter().nth(*number).map(&objects).unwrap_or_default();
+            agent.change(Change::Reset(objects))?;
             namespace.within(|| agent.sync()).map_err(RunError::Namespace)??;
         }
         Ok(())
@@ -279,13 +296,13 @@ impl<B: Backend> Nodes<B> {
 }
 
 fn network_spec(
-    objects: &[Object],
+    clusters: &Clusters,
     matrix: &Matrix,
     topology: Topology,
     tables: Tables,
 ) -> Result<NetworkSpec, RunError> {
-    let nodes: Vec<&Node> =
-        objects.iter().filter_map(|object| if let Object::Node(node) = object { Some(node) } else { None }).collect();
+    let all = clusters.iter().enumerate().flat_map(|(number, cluster)| cluster.nodes().map(move |node| (number, node)));
+    let nodes: Vec<NodeSpec> = all.map(|(number, node)| node_spec(number, node, topology)).collect();
     let index = |name: &str| {
         let position = nodes.iter().position(|node| *node.name == *name);
         position.map(NodeIndex).ok_or_else(|| RunError::NoSuchNode(name.to_owned()))
@@ -300,14 +317,19 @@ fn network_spec(
         let (name, addresses) = (end.label.clone(), end.addresses.clone());
         endpoints.push(EndpointSpec { name, addresses, listen: end.ports.iter().copied().collect(), place });
     }
-    let mut services: BTreeMap<String, ServiceSpec> = BTreeMap::new();
-    for (_, frontend) in paths::frontends(objects, &matrix.ends) {
+    let mut services: BTreeMap<(usize, String), ServiceSpec> = BTreeMap::new();
+    let frontends = clusters.iter().enumerate().flat_map(|(number, cluster)| {
+        let frontends = paths::frontends(&cluster.objects, &matrix.ends).into_iter();
+        frontends.map(move |(_, frontend)| (number, frontend))
+    });
+    for (cluster, frontend) in frontends {
         let name = format!("{}/{}", frontend.service.namespace, frontend.service.name);
-        let spec = services.entry(name.clone()).or_insert_with(|| ServiceSpec {
+        let spec = services.entry((cluster, name.clone())).or_insert_with(|| ServiceSpec {
             name,
             cluster_ips: frontend.service.cluster_addresses.clone(),
             ports: Vec::new(),
             external_traffic_policy: frontend.service.external_traffic,
+            cluster,
         });
         let mut backends = Vec::with_capacity(frontend.backends.len());
         for (end, address) in frontend.backends {
@@ -319,24 +341,10 @@ fn network_spec(
                 backends.push(Endpoint { address: address.ip(), port: address.port(), node: index(node)? });
             }
         }
-        let port = frontend.port;
-        let known = spec.ports.iter_mut().find(|known| (known.protocol, known.port) == (port.protocol, port.port));
-        match known {
-            Some(known) => known.backends.extend(backends),
-            None => spec.ports.push(ServicePortSpec {
-                name: port.name.as_ref().map(ToString::to_string),
-                protocol: port.protocol,
-                port: port.port,
-                node_port: port.node_port,
-                backends,
-            }),
-        }
+        add_port(spec, frontend.port, backends);
     }
     Ok(NetworkSpec {
-        nodes: nodes
-            .iter()
-            .map(|node| NodeSpec { name: node.name.to_string(), addresses: node.addresses.clone() })
-            .collect(),
+        nodes,
         pod_network: topology.pod_network.unwrap_or_default(),
         bypass_bridge_filter: false,
         masquerade: topology.masquerade.unwrap_or_default(),
@@ -347,6 +355,31 @@ fn network_spec(
         },
         endpoints,
     })
+}
+
+fn node_spec(cluster: usize, node: &Node, topology: Topology) -> NodeSpec {
+    let tunnels = topology.pod_network == Some(PodNetwork::Vxlan);
+    NodeSpec {
+        name: node.name.to_string(),
+        addresses: node.addresses.clone(),
+        tunnel_addresses: if tunnels { node.tunnel_addresses.clone() } else { Vec::new() },
+        cluster,
+    }
+}
+
+/// Adds backends, which may be of another family than those of the port that are there already.
+fn add_port(spec: &mut ServiceSpec, port: &ServicePort, backends: Vec<Endpoint>) {
+    let known = spec.ports.iter_mut().find(|known| (known.protocol, known.port) == (port.protocol, port.port));
+    match known {
+        Some(known) => known.backends.extend(backends),
+        None => spec.ports.push(ServicePortSpec {
+            name: port.name.as_ref().map(ToString::to_string),
+            protocol: port.protocol,
+            port: port.port,
+            node_port: port.node_port,
+            backends,
+        }),
+    }
 }
 
 /// Without this a listener that never came up would look like a policy that holds.

@@ -48,6 +48,8 @@ pub struct ServiceSpec {
     pub ports: Vec<ServicePortSpec>,
     /// What it does with connections from outside.
     pub external_traffic_policy: ExternalTraffic,
+    /// Which of several clusters it belongs to.
+    pub cluster: usize,
 }
 
 /// A port of a Service.
@@ -139,7 +141,7 @@ impl Services {
     /// the caller to check.
     pub(crate) fn check(&self, spec: &NetworkSpec) -> Result<(), PlanError> {
         let homes = homes(spec);
-        let mut node_ports: BTreeMap<(Protocol, u16), &str> = BTreeMap::new();
+        let mut node_ports: BTreeMap<(usize, Protocol, u16), &str> = BTreeMap::new();
         for service in &self.list {
             let name = || service.name.clone();
             if service.cluster_ips.is_empty() {
@@ -156,7 +158,7 @@ impl Services {
                     return Err(ServiceError::PortTwice { service: name(), protocol, port: port.port }.into());
                 }
                 if let Some(number) = port.node_port
-                    && let Some(first) = node_ports.insert((protocol, number), &service.name)
+                    && let Some(first) = node_ports.insert((service.cluster, protocol, number), &service.name)
                 {
                     let (first, second) = (first.to_owned(), name());
                     return Err(ServiceError::NodePortTaken { protocol, port: number, first, second }.into());
@@ -167,6 +169,12 @@ impl Services {
             }
         }
         Ok(())
+    }
+
+    /// Those of one cluster.
+    pub(crate) fn of(&self, cluster: usize) -> Services {
+        let list = self.list.iter().filter(|service| service.cluster == cluster).cloned().collect();
+        Services { list, ..*self }
     }
 
     /// The same Services without the ports of one protocol. `None`: there are no such ports.

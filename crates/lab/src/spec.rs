@@ -12,12 +12,18 @@ use crate::services::{ServiceError, Services};
 use crate::wiring::FABRIC_ADDRESSES;
 
 /// A machine of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeSpec {
     /// What errors and `lab exec` call it.
     pub name: String,
     /// Its addresses of either family, each without a prefix; the first of a family is what its packets come from.
     pub addresses: Vec<IpAddr>,
+    /// Addresses of its end of the tunnels to the other nodes, from which its own packets and those that it masquerades come
+    /// there. Mean nothing without tunnels.
+    pub tunnel_addresses: Vec<IpAddr>,
+    /// Which of several clusters it belongs to. Nodes of different clusters have no tunnels between them, other Services, and
+    /// spare different pods when they masquerade.
+    pub cluster: usize,
 }
 
 /// Where an endpoint is.
@@ -77,6 +83,18 @@ pub struct NetworkSpec {
     pub services: Services,
     /// Pods and external hosts.
     pub endpoints: Vec<EndpointSpec>,
+}
+
+impl NetworkSpec {
+    /// The node of a cluster to which packets from outside come, where they do not come to the pod's own: its first.
+    pub(crate) fn gate(&self, cluster: usize) -> NodeIndex {
+        NodeIndex(self.nodes.iter().position(|node| node.cluster == cluster).unwrap_or_default())
+    }
+
+    /// Whether there is another cluster than that of the first node.
+    pub(crate) fn has_several_clusters(&self) -> bool {
+        self.nodes.iter().any(|node| self.nodes.first().is_some_and(|first| first.cluster != node.cluster))
+    }
 }
 
 /// Why a network cannot be as described.
@@ -267,7 +285,7 @@ fn check_nodes(spec: &NetworkSpec, owners: &mut Owners) -> Result<(), PlanError>
         if node.addresses.is_empty() {
             return Err(PlanError::NoAddress { owner: node.name.clone() });
         }
-        for &address in &node.addresses {
+        for &address in node.addresses.iter().chain(&node.tunnel_addresses) {
             owners.claim(address, &node.name)?;
         }
     }
@@ -389,7 +407,8 @@ mod tests {
     }
 
     fn node(name: &str, addresses: &[&str]) -> NodeSpec {
-        NodeSpec { name: name.to_owned(), addresses: addresses.iter().map(|text| ip(text)).collect() }
+        let addresses = addresses.iter().map(|text| ip(text)).collect();
+        NodeSpec { name: name.to_owned(), addresses, ..NodeSpec::default() }
     }
 
     fn endpoint(name: &str, place: Place, addresses: &[&str], listen: &[(Protocol, u16)]) -> EndpointSpec {

@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use ringfence_analyze::paths::{Attempt, Backend, Client, Trip};
 use ringfence_analyze::{EndKind, Matrix};
-use ringfence_model::{Flow, Protocol};
-use ringfence_oracle::State;
+use ringfence_model::Enforcement;
 
+use crate::clusters::Clusters;
 use crate::index::EndpointIndex;
 use crate::network::Network;
 use crate::probe::{Origin, Probe, ProbeOutcome, Timeouts};
 use crate::probes::{Probes, answered_by, describe, in_host_network};
 use crate::run::{RunError, known_node};
+use crate::way::{passes, restored_by, way};
 
 /// Which of several backends answers is up to chance, so an attempt is made again, once for each backend, until all have
 /// answered that should. After so many rounds the chance that one was only passed over is below that of the machine failing.
@@ -114,13 +115,14 @@ fn client(matrix: &Matrix, attempt: &Attempt) -> String {
     }
 }
 
-/// The trips of each attempt, one for each backend: what policies say of them (`oracle`), and what passed without any policy
-/// (`free`). What passes under the policies is filled in later, but for connections of the matrix, which has measured them.
+/// The trips of each attempt, one for each backend: what policies say of them, and what passed without any policy (`free`).
+/// What passes under the policies is filled in later, but for connections of the matrix, which has measured them.
 pub(crate) fn trips(
     attempts: &[Attempt],
     matrix: &Matrix,
     network: &Network,
-    oracle: &State,
+    clusters: &Clusters,
+    enforcement: Enforcement,
     free: &[Answers],
 ) -> Result<Vec<Vec<Trip>>, RunError> {
     let mut all = Vec::with_capacity(attempts.len());
@@ -128,47 +130,30 @@ pub(crate) fn trips(
         let path = attempt.cell.and_then(|(cell, path)| matrix.cells.get(cell)?.paths.get(path));
         let mut trips = Vec::with_capacity(attempt.backends.len());
         for (position, backend) in attempt.backends.iter().enumerate() {
-            let answer = free.get(&position);
-            let seen = match answer {
-                Some(seen) => source_at_destination(matrix, network, attempt.protocol, backend, *seen)?,
-                None => None,
-            };
-            let flow = attempt.flow(backend);
-            let verdict = ringfence_oracle::judge(oracle, &flow);
-            let at_destination = Flow { source: seen.unwrap_or(flow.source), ..flow };
-            let admitted = ringfence_oracle::judge(oracle, &at_destination).ingress.allowed;
+            let answer = free.get(&position).copied();
+            let way = way(network, matrix, attempt, backend, answer)?;
+            let end = matrix.ends.get(backend.end);
+            let enforced = end.is_some_and(|end| matches!(end.kind, EndKind::Pod { host_network: false, .. }));
+            let intended = clusters.intend(attempt, backend, matrix);
+            let expected = passes(network, clusters, enforcement, attempt, &way);
+            let restored_by = || restored_by(network, clusters, enforcement, attempt, &way, intended);
             trips.push(Trip {
                 kind: backend.kind,
                 from: client(matrix, attempt),
-                to: matrix.ends.get(backend.end).map_or_else(String::new, |end| end.label.clone()),
+                to: end.map_or_else(String::new, |end| end.label.clone()),
                 via: attempt.via.clone(),
                 protocol: attempt.protocol,
                 port: backend.address.port(),
                 source: attempt.source,
-                seen,
+                seen: way.last().filter(|_| enforced && answer.is_some()).map(|last| last.source),
                 carried: answer.is_some(),
-                intended: verdict.egress.allowed && verdict.ingress.allowed,
-                expected: verdict.egress.allowed && admitted,
+                intended,
+                expected,
+                restored_by: if intended == expected { None } else { restored_by() },
                 measured: path.and_then(|path| path.measured).unwrap_or_default(),
             });
         }
         all.push(trips);
     }
     Ok(all)
-}
-
-/// The source as the rules of the destination's node see it, where there are any.
-fn source_at_destination(
-    matrix: &Matrix,
-    network: &Network,
-    protocol: Protocol,
-    backend: &Backend,
-    seen: SocketAddr,
-) -> Result<Option<std::net::IpAddr>, RunError> {
-    let Some(EndKind::Pod { host_network: false, node, .. }) = matrix.ends.get(backend.end).map(|end| &end.kind) else {
-        return Ok(None);
-    };
-    let node = known_node(network, node)?;
-    let source = network.source_seen_by_rules(node, protocol, backend.address, seen).map_err(RunError::Tracking)?;
-    Ok(source.map(|source| source.ip()))
 }

@@ -207,13 +207,20 @@ impl<'a> Wiring<'a> {
             let vxlan =
                 Device { name: "vxlan0".to_owned(), index: VXLAN, mac: mac(Side::Tunnel, device_number(position)) };
             let mut requests = vec![links::create_vxlan(&vxlan, self.pod_mtu, local)];
-            for (number, other) in self.spec.nodes.iter().enumerate().filter(|(number, _)| *number != position) {
+            let Some(spec) = self.spec.nodes.get(position) else { continue };
+            requests.extend(spec.tunnel_addresses.iter().map(|&address| links::add_address(VXLAN, address)));
+            let own = Sources(&spec.tunnel_addresses);
+            let peers = self.spec.nodes.iter().enumerate();
+            for (number, other) in peers.filter(|(number, other)| *number != position && other.cluster == spec.cluster)
+            {
                 let other_mac = mac(Side::Tunnel, device_number(number));
                 requests.extend(end(other).map(|end| links::add_tunnel(VXLAN, other_mac, end)));
                 let gateways = Sources(&other.addresses);
                 requests.extend(gateways.all().map(|gateway| links::add_neighbour(VXLAN, gateway, other_mac)));
-                for address in pod_addresses(self.spec, NodeIndex(number)) {
-                    let (gateway, source) = (gateways.towards(address), node.sources.towards(address));
+                let behind = pod_addresses(self.spec, NodeIndex(number)).chain(other.tunnel_addresses.iter().copied());
+                for address in behind {
+                    let source = own.towards(address).or_else(|| node.sources.towards(address));
+                    let gateway = gateways.towards(address);
                     requests.push(links::add_route(Route { to: address.into(), device: VXLAN, gateway, source }));
                 }
             }
@@ -225,10 +232,15 @@ impl<'a> Wiring<'a> {
     /// Tells the fabric the way to the pods: their node, or the first one if the nodes have a network of their own.
     fn route_pods(&mut self) -> Result<(), BuildError> {
         let mut requests = Vec::new();
-        for number in 0..self.spec.nodes.len() {
-            let border = if self.spec.pod_network == PodNetwork::Vxlan { NodeIndex(0) } else { NodeIndex(number) };
+        for (number, node) in self.spec.nodes.iter().enumerate() {
+            let gate = self.spec.gate(node.cluster);
+            let border = if self.spec.pod_network == PodNetwork::Vxlan { gate } else { NodeIndex(number) };
             let Some(border_node) = self.spec.nodes.get(border.0) else { continue };
-            for address in pod_addresses(self.spec, NodeIndex(number)) {
+            // A Service's address is known to nobody else while there is one cluster.
+            let services = self.spec.services.list.iter().filter(|service| service.cluster == node.cluster);
+            let services = services.filter(|_| gate == NodeIndex(number) && self.spec.has_several_clusters());
+            let services = services.flat_map(|service| service.cluster_ips.iter().copied());
+            for address in pod_addresses(self.spec, NodeIndex(number)).chain(services) {
                 let gateway = Sources(&border_node.addresses).towards(address);
                 let source = Sources(&FABRIC_ADDRESSES).towards(address);
                 let device = fabric_device(border);

@@ -114,7 +114,7 @@ fn churn<B: Backend>(open: impl FnOnce() -> Result<B, ApplyError>) -> Result<(),
         })
     };
     let spec = NetworkSpec {
-        nodes: vec![NodeSpec { name: "node".into(), addresses: vec![NODE.parse()?] }],
+        nodes: vec![NodeSpec { name: "node".into(), addresses: vec![NODE.parse()?], ..NodeSpec::default() }],
         endpoints: vec![endpoint("client", CLIENT)?, endpoint("web", WEB)?],
         ..NetworkSpec::default()
     };

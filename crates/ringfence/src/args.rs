@@ -60,6 +60,8 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = UnknownPodsName::Allow)]
         unknown_pods: UnknownPodsName,
         #[command(flatten)]
+        reach: ReachOptions,
+        #[command(flatten)]
         filter: Filter,
     },
     /// Enforce the policies on this node, as they change, until told to terminate.
@@ -112,6 +114,8 @@ pub(crate) enum LabCommand {
         input: Input,
         #[command(flatten)]
         filter: Filter,
+        #[command(flatten)]
+        reach: ReachOptions,
         #[command(flatten)]
         network: Network,
         /// How to print the result.
@@ -416,6 +420,11 @@ pub(crate) struct Network {
     /// Let every call of a Service leave under the node's address, as with kube-proxy --masquerade-all.
     #[arg(long)]
     pub(crate) masquerade_all: bool,
+    /// Manifests of another cluster, whose nodes, pods and Services have names and addresses of their own; repeat it for
+    /// several clusters. There are routes between them, to the Services too, and the same agent runs in each. What
+    /// --no-masquerade-cidr says is about the pods of PATH.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) other_cluster: Vec<PathBuf>,
 }
 
 /// The value of `--topology`.

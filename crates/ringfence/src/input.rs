@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use ringfence_analyze::{PlacementOptions, place};
+use ringfence_analyze::{PlacementOptions, add_endpoint_slices, place};
 use ringfence_k8s::{Manifests, Severity, Source, parse};
-use ringfence_model::{ExternalHost, Masquerade, Object, Topology};
+use ringfence_model::{ExternalHost, Masquerade, Object, PodNetwork, Topology};
 
 use crate::args::{Input, MasqueradeName, Network, TopologyName};
 use crate::output::{Failure, Messages};
@@ -50,14 +50,40 @@ pub(crate) fn read(input: &Input, network: Option<&Network>, messages: &Messages
         return Err(Failure::NoTopology(path.clone()));
     }
     let topology = network.map_or_else(Topology::default, |network| network.over(topology.unwrap_or_default()));
-    let options = PlacementOptions { pod_cidrs: input.pod_cidr.clone(), nodes: topology.nodes };
+    let options = PlacementOptions {
+        pod_cidrs: input.pod_cidr.clone(),
+        nodes: topology.nodes,
+        tunnels: topology.pod_network == Some(PodNetwork::Vxlan),
+    };
     for note in place(&mut objects, &externals, &options)?.notes {
         messages.note(&note);
     }
+    add_endpoint_slices(&mut objects);
     if !objects.iter().any(|object| matches!(object, Object::Pod(_))) {
         return Err(Failure::NoPods);
     }
     Ok(Cluster { objects, externals, topology, has_errors: worst == Some(Severity::Error) })
+}
+
+/// The other clusters that the flags name, read and placed each by itself, on the nodes that it has. Their hosts outside and
+/// their Topology are left out: these are the first one's. An invalid object of theirs fails closed and is reported.
+pub(crate) fn others(
+    input: &Input,
+    network: &Network,
+    topology: Topology,
+    messages: &Messages,
+) -> Result<Vec<Vec<Object>>, Failure> {
+    let read_one = |path: &PathBuf| {
+        let input = Input { paths: vec![path.clone()], pod_cidr: input.pod_cidr.clone() };
+        let topology = match topology.pod_network {
+            Some(PodNetwork::Vxlan) => Some(TopologyName::Network(PodNetwork::Vxlan)),
+            Some(PodNetwork::Routed | PodNetwork::Bridge) | None => None,
+        };
+        let network =
+            Network { nodes: None, topology, masquerade: None, masquerade_all: false, other_cluster: Vec::new() };
+        read(&input, Some(&network), messages).map(|cluster| cluster.objects)
+    };
+    network.other_cluster.iter().map(read_one).collect()
 }
 
 impl Network {

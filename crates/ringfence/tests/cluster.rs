@@ -75,7 +75,11 @@ impl Site {
             listen: Vec::new(),
         };
         let spec = NetworkSpec {
-            nodes: vec![NodeSpec { name: "node".to_owned(), addresses: vec![NODE_ADDRESS.parse().unwrap()] }],
+            nodes: vec![NodeSpec {
+                name: "node".to_owned(),
+                addresses: vec![NODE_ADDRESS.parse().unwrap()],
+                ..NodeSpec::default()
+            }],
             endpoints: vec![endpoint("client", CLIENT), endpoint("server", SERVER)],
             ..NetworkSpec::default()
         };

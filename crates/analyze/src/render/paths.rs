@@ -4,6 +4,7 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 use crate::paths::{PathKind, Trip};
+use ringfence_model::EnforceAt;
 
 /// How many trips of one sort are listed one by one.
 const MOST_LISTED: usize = 20;
@@ -48,7 +49,27 @@ pub fn paths(trips: &[Trip]) -> String {
         format!("{} is seen as {seen}: {} instead of {}", trip.source, word(trip.expected), word(trip.intended))
     });
     if !lost.is_empty() {
+        text.push_str(&remedies(&lost));
         text.push_str("`ringfence doctor --pod-cidr CIDR` on a node names what replaces sources there.\n");
+    }
+    let harmless = trips.iter().filter(|trip| trip.replaced() && trip.intended == trip.expected).count();
+    if harmless > 0 {
+        text.push_str(&format!(
+            "On {harmless} more, the destination's node sees another source than the client's, and the answer is that of \
+             the true ends.\n"
+        ));
+    }
+    text
+}
+
+/// What would give the policies their meaning back, and for how many.
+fn remedies(lost: &[&Trip]) -> String {
+    let mut text = String::new();
+    for (at, option) in [(EnforceAt::Entry, "--enforce-at entry"), (EnforceAt::Everywhere, "--enforce-at everywhere")] {
+        let count = lost.iter().filter(|trip| trip.restored_by.is_some_and(|least| least <= at)).count();
+        if count > 0 {
+            text.push_str(&format!("{option} restores {count} of these {}.\n", lost.len()));
+        }
     }
     text
 }

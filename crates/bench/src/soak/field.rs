@@ -92,7 +92,11 @@ impl Field {
             listen: Vec::new(),
         });
         let nodes = [OUR_NODE, LAB_NODE].into_iter().zip(NODE_ADDRESSES);
-        let nodes = nodes.map(|(name, addresses)| NodeSpec { name: name.to_owned(), addresses: addresses.to_vec() });
+        let nodes = nodes.map(|(name, addresses)| NodeSpec {
+            name: name.to_owned(),
+            addresses: addresses.to_vec(),
+            ..NodeSpec::default()
+        });
         let count = endpoints.len();
         let spec = NetworkSpec { nodes: nodes.collect(), endpoints, ..NetworkSpec::default() };
         let network = Network::build_around(vec![NetNs::create()?], spec, &mut |_, _| ())?;

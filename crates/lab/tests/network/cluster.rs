@@ -30,6 +30,7 @@ pub(crate) fn cluster(pod_network: PodNetwork) -> NetworkSpec {
     let node = |number: usize| NodeSpec {
         name: format!("node-{number}"),
         addresses: vec![ip(&format!("192.0.2.{number}")), ip(&format!("2001:db8:ffff::{number}"))],
+        ..NodeSpec::default()
     };
     let on = |node| Place::Pod { node };
     NetworkSpec {

@@ -52,7 +52,7 @@ impl Drop for StateDirectory {
 pub(crate) fn keep_a_lab() -> ! {
     enter(isolation()).unwrap();
     let mut spec = small();
-    spec.nodes.push(NodeSpec { name: "node-2".to_owned(), addresses: vec![ip("192.0.2.2")] });
+    spec.nodes.push(NodeSpec { name: "node-2".to_owned(), addresses: vec![ip("192.0.2.2")], ..NodeSpec::default() });
     let network = Network::build(spec, &mut |_, _| {}).unwrap();
     let published = exec::publish(&network).unwrap();
     println!("ready");

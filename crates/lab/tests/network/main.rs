@@ -136,7 +136,7 @@ fn small() -> NetworkSpec {
 }
 
 fn one_node() -> Vec<NodeSpec> {
-    vec![NodeSpec { name: "node-1".to_owned(), addresses: NODE.map(ip).to_vec() }]
+    vec![NodeSpec { name: "node-1".to_owned(), addresses: NODE.map(ip).to_vec(), ..NodeSpec::default() }]
 }
 
 /// A network in namespaces of its own, its listeners up, and the runtime that drives it.

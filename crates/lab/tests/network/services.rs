@@ -38,6 +38,7 @@ fn services(masquerade_all: bool, tables: Tables) -> Services {
             cluster_ips: [true, false].map(|is_v4| cluster_ip(number, is_v4)).to_vec(),
             ports: ports.collect(),
             external_traffic_policy,
+            ..ServiceSpec::default()
         }
     };
     let list = vec![

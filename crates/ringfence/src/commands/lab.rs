@@ -16,6 +16,7 @@ use super::exit_code;
 use crate::args::{BackendName, Filter, Input, LabFormat, Network, VariantName, When};
 use crate::input::{self, Cluster};
 use crate::output::{self, Failure, Messages};
+use crate::reach::ReachOptions;
 
 /// What to do with the result.
 pub(super) struct Report {
@@ -27,6 +28,7 @@ pub(super) struct Report {
 pub(super) fn run(
     input: &Input,
     filter: &Filter,
+    reach: &ReachOptions,
     network: &Network,
     report: &Report,
     messages: &Messages,
@@ -37,15 +39,26 @@ pub(super) fn run(
         VariantName::Legacy => Tables::Legacy,
         VariantName::Auto | VariantName::Nft => Tables::Nft,
     };
-    let services = objects.iter().any(|object| matches!(object, Object::Service(_)));
+    let mut others = input::others(input, network, topology, messages)?;
+    let mut clusters: Vec<&mut Vec<Object>> = [&mut objects].into_iter().chain(&mut others).collect();
+    let services = clusters.iter().any(|objects| objects.iter().any(is_service));
     if services && !service_tables.installed() {
         messages.warning("Services are left out: the lab plays them with iptables, which is not installed");
-        objects.retain(|object| !matches!(object, Object::Service(_)));
+        clusters.iter_mut().for_each(|objects| objects.retain(|object| !is_service(object)));
     }
-    for service in unserved(&objects, &externals) {
+    for service in clusters.iter().flat_map(|objects| unserved(objects, &externals)) {
         messages.note(&format!("Service {service} leads to no pod of the input"));
     }
-    let experiment = Experiment { objects, externals, topology, service_tables, timeouts: Timeouts::default() };
+    let experiment = Experiment {
+        objects,
+        others,
+        enforcement: reach.enforcement(),
+        unmasqueraded: reach.no_masquerade_cidr.clone(),
+        externals,
+        topology,
+        service_tables,
+        timeouts: Timeouts::default(),
+    };
     // From here on this process is the lab. It has started no thread yet, which the kernel insists on.
     ringfence_lab::enter(Isolation::Auto).map_err(ringfence_lab::RunError::from)?;
     let mut bar = Bar::new();
@@ -70,6 +83,10 @@ pub(super) fn run(
         wait(&finished, messages)?;
     }
     Ok(exit_code(has_errors || differ))
+}
+
+fn is_service(object: &Object) -> bool {
+    matches!(object, Object::Service(_))
 }
 
 /// The ports of Services behind which nobody is.

@@ -21,16 +21,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let messages = Messages::new(args.color);
     match &args.command {
         Command::Matrix { input, output } => matrix::run(input, *output, args.color, &messages),
-        Command::Lab(LabCommand::Run { input, filter, network, output, keep }) => lab::run(
+        Command::Lab(LabCommand::Run { input, filter, reach, network, output, keep }) => lab::run(
             input,
             filter,
+            reach,
             network,
             &lab::Report { format: *output, keep: *keep, color: args.color },
             &messages,
         ),
         Command::Lab(LabCommand::Exec { end, lab, command }) => lab::exec(end, *lab, command),
-        Command::Render { input, node, unknown_pods, filter } => {
-            render::run(input, node.as_deref(), (*unknown_pods).into(), filter, &messages)
+        Command::Render { input, node, unknown_pods, reach, filter } => {
+            render::run(input, node.as_deref(), (*unknown_pods).into(), reach, filter, &messages)
         }
         Command::Agent(options) => agent::run(options),
         Command::Status(options) => status::run(options),

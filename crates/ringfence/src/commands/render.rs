@@ -9,20 +9,23 @@ use super::exit_code;
 use crate::args::{BackendName, Filter, Input};
 use crate::input;
 use crate::output::{self, Failure, Messages};
+use crate::reach::ReachOptions;
 
 pub(super) fn run(
     input: &Input,
     node: Option<&str>,
     unknown: UnknownPods,
+    reach: &ReachOptions,
     filter: &Filter,
     messages: &Messages,
 ) -> Result<ExitCode, Failure> {
     filter.check()?;
     let cluster = input::read(input, None, messages)?;
+    let objects = cluster.objects;
     let text = match filter.backend {
-        BackendName::Nftables => nft::render(&compiled::<NodeCompiler>(cluster.objects, node, unknown)?, filter.nft()),
+        BackendName::Nftables => nft::render(&compiled::<NodeCompiler>(objects, node, unknown, reach)?, filter.nft()),
         BackendName::Iptables => {
-            iptables::render(&compiled::<AclCompiler>(cluster.objects, node, unknown)?, &filter.iptables())
+            iptables::render(&compiled::<AclCompiler>(objects, node, unknown, reach)?, &filter.iptables())
         }
     };
     output::print(&text)?;
@@ -30,10 +33,16 @@ pub(super) fn run(
 }
 
 /// What one node must enforce.
-fn compiled<C: Compiler>(objects: Vec<Object>, node: Option<&str>, unknown: UnknownPods) -> Result<C::Output, Failure> {
+fn compiled<C: Compiler>(
+    objects: Vec<Object>,
+    node: Option<&str>,
+    unknown: UnknownPods,
+    reach: &ReachOptions,
+) -> Result<C::Output, Failure> {
     let mut cluster = Cluster::new();
     let mut touched = Touched::default();
     cluster.reset(objects, &mut touched)?;
+    cluster.keep_sources_towards(&reach.no_masquerade_cidr, &mut touched);
     let names = cluster.node_names();
     let known = || names.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
     let name = match (node, names.first()) {
@@ -43,5 +52,6 @@ fn compiled<C: Compiler>(objects: Vec<Object>, node: Option<&str>, unknown: Unkn
         (None, Some(only)) if names.len() == 1 => only,
         (None, _) => return Err(Failure::WhichNode(names.len(), known())),
     };
-    Ok(C::for_node(name.clone()).with_unknown_pods(unknown).compile(&cluster, &touched))
+    let mut compiler = C::for_node(name.clone()).with_unknown_pods(unknown).with_enforcement(reach.enforcement());
+    Ok(compiler.compile(&cluster, &touched))
 }

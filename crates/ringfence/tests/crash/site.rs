@@ -41,7 +41,7 @@ impl Site {
         };
         let pod = Place::Pod { node: NodeIndex(0) };
         let spec = NetworkSpec {
-            nodes: vec![NodeSpec { name: "node".into(), addresses: addresses(NODE) }],
+            nodes: vec![NodeSpec { name: "node".into(), addresses: addresses(NODE), ..NodeSpec::default() }],
             endpoints: vec![
                 endpoint("client", CLIENT, pod),
                 endpoint("web", WEB, pod),

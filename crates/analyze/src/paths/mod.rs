@@ -3,15 +3,17 @@
 //! A policy means the same on all of them; a packet filter sees each at another place, and on some of them the network has
 //! replaced the source before the destination's node can look at it.
 
+mod world;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use ringfence_model::{
-    ExternalTraffic, Family, Flow, Node, Object, Pod, Protocol, Service, ServicePort, TargetPort, Transport,
-};
+use ringfence_model::{EnforceAt, Family, Flow, Object, Pod, Protocol, Service, ServicePort, Transport};
 
 use crate::matrix::{End, EndKind, Matrix};
+use crate::slices::{backend, is_behind};
+use world::World;
 
 /// A kind of path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +44,16 @@ pub enum PathKind {
     ToHostNetwork,
     /// Pod to itself through its Service.
     Hairpin,
+    /// Node to pod through a Service.
+    NodeService,
+    /// Node to pod through a node port, its own or another node's.
+    NodeToNodePort,
+    /// Pod to pod through a node port, of its own node or another.
+    PodToNodePort,
+    /// Pod to pod of another cluster.
+    OtherCluster,
+    /// Pod to pod of another cluster, through a Service there.
+    OtherClusterService,
 }
 
 impl PathKind {
@@ -61,6 +73,11 @@ impl PathKind {
             PathKind::FromHostNetwork => "from-host-network",
             PathKind::ToHostNetwork => "to-host-network",
             PathKind::Hairpin => "hairpin",
+            PathKind::NodeService => "node-service",
+            PathKind::NodeToNodePort => "node-to-node-port",
+            PathKind::PodToNodePort => "pod-to-node-port",
+            PathKind::OtherCluster => "other-cluster",
+            PathKind::OtherClusterService => "other-cluster-service",
         }
     }
 
@@ -80,6 +97,11 @@ impl PathKind {
             PathKind::FromHostNetwork => "7 host-network pod to pod",
             PathKind::ToHostNetwork => "7 pod to host-network pod",
             PathKind::Hairpin => "8 pod to itself through its Service",
+            PathKind::NodeService => "6 node to pod through a Service",
+            PathKind::NodeToNodePort => "6 node to node port",
+            PathKind::PodToNodePort => "9 pod to node port",
+            PathKind::OtherCluster => "10 other cluster: pod to pod",
+            PathKind::OtherClusterService => "10 other cluster: pod to Service there",
         }
     }
 }
@@ -91,6 +113,17 @@ pub enum Client {
     End(usize),
     /// A node itself.
     Node(Arc<str>),
+}
+
+/// Which node translates the destination of a connection, if any.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Led {
+    /// None: a direct call.
+    Nowhere,
+    /// The client's own.
+    AtClient,
+    /// This one.
+    At(Arc<str>),
 }
 
 /// One who may answer.
@@ -117,6 +150,8 @@ pub struct Attempt {
     pub protocol: Protocol,
     /// The Service that is called, for people; `None` for a direct call.
     pub via: Option<String>,
+    /// Who leads the connection to a backend.
+    pub led: Led,
     /// The cell of the matrix that is the same connection, and the path in it, by position.
     pub cell: Option<(usize, usize)>,
     /// Who may answer. Never empty; one for a direct call.
@@ -147,8 +182,10 @@ pub struct Trip {
     pub carried: bool,
     /// The policies allow the flow between the true ends.
     pub intended: bool,
-    /// The policies allow the flow with the source that the destination's node sees.
+    /// Every node on the way that judges it allows it, with the source that it sees.
     pub expected: bool,
+    /// Where the policies' answer is lost with the source: the least that would have to be enforced more to get it back.
+    pub restored_by: Option<EnforceAt>,
     /// Whether it was made under the policies.
     pub measured: bool,
 }
@@ -165,12 +202,24 @@ impl Trip {
     }
 }
 
-/// Every path between the ends of `matrix` and through the Services of `objects`, both placed.
-pub fn attempts(objects: &[Object], matrix: &Matrix) -> Vec<Attempt> {
-    let world = World::new(objects, matrix);
+/// One of the clusters whose pods are the ends of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Side<'a> {
+    /// Its objects, placed.
+    pub objects: &'a [Object],
+    /// The node to which packets from outside come that go to addresses of its Services. `None`: such are not tried.
+    pub gate: Option<&'a Arc<str>>,
+}
+
+/// Every path between the ends of `matrix` and through the Services of each cluster.
+pub fn attempts(clusters: &[Side<'_>], matrix: &Matrix) -> Vec<Attempt> {
+    let worlds: Vec<World<'_>> = clusters.iter().map(|side| World::new(*side, matrix)).collect();
     let mut attempts = Vec::new();
     for (cell_position, cell) in matrix.cells.iter().enumerate() {
         let (Some(from), Some(to)) = (matrix.ends.get(cell.from), matrix.ends.get(cell.to)) else { continue };
+        let together = worlds.iter().any(|world| world.has(from) && world.has(to));
+        let outside = from.node().is_none() || to.node().is_none();
+        let kind = if together || outside { direct(from, to) } else { PathKind::OtherCluster };
         for (path_position, path) in cell.paths.iter().enumerate() {
             let address = SocketAddr::new(path.destination, cell.port);
             attempts.push(Attempt {
@@ -179,13 +228,16 @@ pub fn attempts(objects: &[Object], matrix: &Matrix) -> Vec<Attempt> {
                 dial: address,
                 protocol: cell.protocol,
                 via: None,
+                led: Led::Nowhere,
                 cell: Some((cell_position, path_position)),
-                backends: vec![Backend { end: cell.to, address, kind: direct(from, to) }],
+                backends: vec![Backend { end: cell.to, address, kind }],
             });
         }
     }
-    world.node_calls(&mut attempts);
-    world.service_calls(&mut attempts);
+    for world in &worlds {
+        world.node_calls(&mut attempts);
+        world.service_calls(&mut attempts);
+    }
     attempts
 }
 
@@ -228,161 +280,15 @@ pub fn frontends<'a>(objects: &'a [Object], ends: &[End]) -> Vec<(Family, Fronte
         let families: BTreeSet<Family> = service.cluster_addresses.iter().map(|a| Family::of(*a)).collect();
         for port in &service.ports {
             for family in &families {
-                let backends = pods.iter().filter(|(_, pod)| is_behind(service, pod)).filter_map(|(end, pod)| {
-                    let address = pod.addresses.iter().find(|address| Family::of(**address) == *family)?;
-                    Some((*end, SocketAddr::new(*address, target(port, pod)?)))
-                });
+                let backends = pods
+                    .iter()
+                    .filter(|(_, pod)| is_behind(service, pod))
+                    .filter_map(|(end, pod)| Some((*end, backend(port, pod, *family)?)));
                 found.push((*family, Frontend { service, port, backends: backends.collect() }));
             }
         }
     }
     found
-}
-
-/// A Service without a selector has endpoints that others write; the input does not tell which.
-fn is_behind(service: &Service, pod: &Pod) -> bool {
-    !service.selector.is_empty()
-        && pod.namespace == service.namespace
-        && service.selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
-}
-
-fn target(port: &ServicePort, pod: &Pod) -> Option<u16> {
-    match &port.target {
-        TargetPort::Number(number) => Some(*number),
-        TargetPort::Name(name) => pod
-            .ports
-            .iter()
-            .find(|candidate| candidate.protocol == port.protocol && candidate.name.as_ref() == Some(name))
-            .map(|candidate| candidate.port),
-    }
-}
-
-struct World<'a> {
-    ends: &'a [End],
-    nodes: Vec<&'a Node>,
-    frontends: Vec<(Family, Frontend<'a>)>,
-}
-
-impl<'a> World<'a> {
-    fn new(objects: &'a [Object], matrix: &'a Matrix) -> World<'a> {
-        let nodes = objects.iter().filter_map(|object| match object {
-            Object::Node(node) => Some(node),
-            _ => None,
-        });
-        World { ends: &matrix.ends, nodes: nodes.collect(), frontends: frontends(objects, &matrix.ends) }
-    }
-
-    fn node_calls(&self, attempts: &mut Vec<Attempt>) {
-        for node in &self.nodes {
-            for (position, end) in self.ends.iter().enumerate() {
-                let EndKind::Pod { node: own, host_network: false, .. } = &end.kind else { continue };
-                let kind = if *own == node.name { PathKind::NodeToOwnPod } else { PathKind::NodeToOtherPod };
-                for address in &end.addresses {
-                    let Some(source) = address_of(&node.addresses, Family::of(*address)) else { continue };
-                    for (protocol, port) in &end.ports {
-                        let dial = SocketAddr::new(*address, *port);
-                        attempts.push(Attempt {
-                            from: Client::Node(node.name.clone()),
-                            source,
-                            dial,
-                            protocol: *protocol,
-                            via: None,
-                            cell: None,
-                            backends: vec![Backend { end: position, address: dial, kind }],
-                        });
-                    }
-                }
-            }
-        }
-    }
-
-    fn service_calls(&self, attempts: &mut Vec<Attempt>) {
-        for (family, frontend) in self.frontends.iter().filter(|(_, frontend)| !frontend.backends.is_empty()) {
-            let service = format!("{}/{}", frontend.service.namespace, frontend.service.name);
-            for (position, end) in self.ends.iter().enumerate() {
-                let Some(source) = address_of(&end.addresses, *family) else { continue };
-                match &end.kind {
-                    EndKind::Pod { host_network: false, node, .. } => {
-                        let Some(address) = address_of(&frontend.service.cluster_addresses, *family) else { continue };
-                        let dial = SocketAddr::new(address, frontend.port.port);
-                        let kind = |backend: usize| match self.node_of(backend) {
-                            _ if backend == position => PathKind::Hairpin,
-                            Some(other) if other == node => PathKind::SameNodeService,
-                            _ => PathKind::OtherNodeService,
-                        };
-                        let via = format!("{service} at {dial}");
-                        let backends = backends(frontend.backends.iter(), kind);
-                        attempts.push(Attempt {
-                            from: Client::End(position),
-                            source,
-                            dial,
-                            protocol: frontend.port.protocol,
-                            via: Some(via),
-                            cell: None,
-                            backends,
-                        });
-                    }
-                    EndKind::Pod { .. } => {}
-                    EndKind::External { .. } => {
-                        self.node_ports(position, source, *family, frontend, &service, attempts);
-                    }
-                }
-            }
-        }
-    }
-
-    fn node_ports(
-        &self,
-        client: usize,
-        source: IpAddr,
-        family: Family,
-        frontend: &Frontend<'_>,
-        service: &str,
-        attempts: &mut Vec<Attempt>,
-    ) {
-        let Some(node_port) = frontend.port.node_port else { return };
-        for node in &self.nodes {
-            let Some(address) = address_of(&node.addresses, family) else { continue };
-            let local_only = frontend.service.external_traffic == ExternalTraffic::Local;
-            let reached = frontend
-                .backends
-                .iter()
-                .filter(|(end, _)| !local_only || self.node_of(*end).is_some_and(|own| *own == node.name));
-            let kind = |end: usize| match self.node_of(end) {
-                Some(own) if *own == node.name => PathKind::NodePortSameNode,
-                _ => PathKind::NodePortOtherNode,
-            };
-            let backends = backends(reached, kind);
-            if backends.is_empty() {
-                continue;
-            }
-            let dial = SocketAddr::new(address, node_port);
-            attempts.push(Attempt {
-                from: Client::End(client),
-                source,
-                dial,
-                protocol: frontend.port.protocol,
-                via: Some(format!("{service} at {dial}, node {}", node.name)),
-                cell: None,
-                backends,
-            });
-        }
-    }
-
-    fn node_of(&self, end: usize) -> Option<&Arc<str>> {
-        self.ends.get(end).and_then(End::node)
-    }
-}
-
-fn backends<'b>(
-    reached: impl Iterator<Item = &'b (usize, SocketAddr)>,
-    kind: impl Fn(usize) -> PathKind,
-) -> Vec<Backend> {
-    reached.map(|(end, address)| Backend { end: *end, address: *address, kind: kind(*end) }).collect()
-}
-
-fn address_of(addresses: &[IpAddr], family: Family) -> Option<IpAddr> {
-    addresses.iter().copied().find(|address| Family::of(*address) == family)
 }
 
 impl Attempt {
@@ -392,6 +298,15 @@ impl Attempt {
             source: self.source,
             destination: backend.address.ip(),
             transport: Transport::Port(self.protocol, backend.address.port()),
+        }
+    }
+
+    /// The flow as it is before anybody translates the destination.
+    pub fn dialled(&self) -> Flow {
+        Flow {
+            source: self.source,
+            destination: self.dial.ip(),
+            transport: Transport::Port(self.protocol, self.dial.port()),
         }
     }
 }
