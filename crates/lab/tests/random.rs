@@ -10,11 +10,11 @@ use arbitrary::Unstructured;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sched::{CloneFlags, unshare};
 use ringfence_analyze::paths::Trip;
-use ringfence_analyze::{PlacementOptions, place, render};
+use ringfence_analyze::{PlacementOptions, add_endpoint_slices, place, render};
 use ringfence_dataplane::iptables::{IptablesBackend, IptablesOptions, Variant};
 use ringfence_dataplane::{Backend, NftBackend, NftOptions};
-use ringfence_lab::{Experiment, Finished, Isolation, RunError, Tables, Timeouts};
-use ringfence_model::{Object, Phase, PodNetwork, Topology};
+use ringfence_lab::{Experiment, Finished, Isolation, RunError, Tables};
+use ringfence_model::{EnforceAt, Enforcement, NodeTraffic, Object, Phase, PodNetwork, Topology};
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -51,12 +51,18 @@ fn agrees<B: Backend>(
     unshare(CloneFlags::CLONE_NEWNET)?;
     let networks = [PodNetwork::Routed, PodNetwork::Bridge, PodNetwork::Vxlan];
     let pod_network = networks.into_iter().cycle().nth(usize::try_from(seed)? % networks.len());
+    let ats = [EnforceAt::Entry, EnforceAt::Everywhere, EnforceAt::Destination];
+    let traffics = [NodeTraffic::Own, NodeTraffic::Own, NodeTraffic::All, NodeTraffic::Policy];
+    let number = usize::try_from(seed)?;
+    let enforcement =
+        Enforcement { at: ats[number / 3 % ats.len()], node_traffic: traffics[number / 2 % traffics.len()] };
+    let masquerade_all = Some(number % 5 == 0);
     let experiment = Experiment {
-        objects: cluster(seed)?,
-        externals: Vec::new(),
-        topology: Topology { pod_network, ..Topology::default() },
+        objects: cluster(seed, pod_network == Some(PodNetwork::Vxlan))?,
+        enforcement,
+        topology: Topology { pod_network, masquerade_all, ..Topology::default() },
         service_tables,
-        timeouts: Timeouts::default(),
+        ..Experiment::default()
     };
     let finished: Result<Finished, RunError> = ringfence_lab::run(experiment, open, &mut |_, _, _| ());
     let Finished { matrix, trips, .. } = finished?;
@@ -70,7 +76,7 @@ fn agrees<B: Backend>(
 }
 
 /// A random cluster that can be built: in the random ones pods share addresses, and some have none that can be routed.
-fn cluster(seed: u64) -> Result<Vec<Object>, Failed> {
+fn cluster(seed: u64, tunnels: bool) -> Result<Vec<Object>, Failed> {
     let bytes = ringfence_scenario::bytes(seed, 20_000);
     let mut objects = ringfence_scenario::cluster(&mut Unstructured::new(&bytes))?;
     let mut taken: BTreeSet<IpAddr> = BTreeSet::new();
@@ -83,11 +89,16 @@ fn cluster(seed: u64) -> Result<Vec<Object>, Failed> {
                 let last: IpAddr = [255, 255, 255, 255].into();
                 pod.addresses.retain(|address| *address != last && taken.insert(*address));
             }
-            Object::Node(node) => node.addresses.clear(),
+            Object::Node(node) => {
+                node.addresses.clear();
+                node.tunnel_addresses.clear();
+            }
             _ => {}
         }
     }
-    let options = PlacementOptions { nodes: Some(2), ..PlacementOptions::default() };
+    let options = PlacementOptions { nodes: Some(2), tunnels, ..PlacementOptions::default() };
     place(&mut objects, &[], &options)?;
+    objects.retain(|object| !matches!(object, Object::EndpointSlice(_)));
+    add_endpoint_slices(&mut objects);
     Ok(objects)
 }

@@ -15,9 +15,9 @@ use ringfence_dataplane::iptables::{IptablesBackend, IptablesOptions, Variant};
 use ringfence_dataplane::{ApplyError, Backend, NftBackend, NftOptions, Reconciler, notation};
 use ringfence_k8s::{Source, parse};
 use ringfence_lab::{
-    EndpointIndex, Experiment, Isolation, NetNs, NodeIndex, Origin, Probe, ProbeOutcome, Stage, Tables, Timeouts,
+    EndpointIndex, Experiment, Isolation, NetNs, NodeIndex, Origin, Probe, ProbeOutcome, Stage, Timeouts,
 };
-use ringfence_model::{Object, Topology};
+use ringfence_model::Object;
 use socket2::{Domain, Socket, Type};
 
 const CLUSTER: &str = "
@@ -91,7 +91,8 @@ const WEB: &str = "fd00::3";
 fn run_v6() -> Result<ringfence_lab::Finished, Failed> {
     unshare(CloneFlags::CLONE_NEWNET)?;
     let mut manifests = parse(&[Source { name: "cluster.yaml", text: CLUSTER.as_bytes() }]);
-    let options = PlacementOptions { nodes: Some(1), pod_cidrs: vec!["fd00::/64".parse()?] };
+    let options =
+        PlacementOptions { nodes: Some(1), pod_cidrs: vec!["fd00::/64".parse()?], ..PlacementOptions::default() };
     place(&mut manifests.objects, &[], &options)?;
     let open = || NftBackend::new(NftOptions::default());
     Ok(ringfence_lab::run(experiment(manifests.objects), open, &mut |_, _, _| ())?)
@@ -103,7 +104,7 @@ fn refusals<B: Backend>(open: impl FnMut() -> Result<B, ApplyError>) -> Result<(
     let both_ways = format!("{CLUSTER}  policyTypes: [Ingress, Egress]\n");
     let mut manifests = parse(&[Source { name: "cluster.yaml", text: both_ways.as_bytes() }]);
     let pod_cidrs = vec!["10.244.0.0/24".parse()?, "fd00::/64".parse()?];
-    place(&mut manifests.objects, &[], &PlacementOptions { nodes: Some(1), pod_cidrs })?;
+    place(&mut manifests.objects, &[], &PlacementOptions { nodes: Some(1), pod_cidrs, ..PlacementOptions::default() })?;
     let lab = ringfence_lab::run(experiment(manifests.objects), open, &mut |_, _, _| ())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     for cell in lab.matrix.cells.iter().filter(|cell| !cell.allowed()) {
@@ -260,8 +261,7 @@ fn hairpin() -> Result<(), Failed> {
 }
 
 fn experiment(objects: Vec<Object>) -> Experiment {
-    let (topology, service_tables, timeouts) = (Topology::default(), Tables::Nft, Timeouts::default());
-    Experiment { objects, externals: Vec::new(), topology, service_tables, timeouts }
+    Experiment { objects, ..Experiment::default() }
 }
 
 fn run<B: Backend>(open: impl FnMut() -> Result<B, ApplyError>) -> Result<Matrix, Failed> {

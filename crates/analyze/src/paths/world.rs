@@ -145,6 +145,11 @@ impl<'a> World<'a> {
         for node in &self.nodes {
             let Some(address) = address_of(&node.addresses, family) else { continue };
             let own = on.is_some_and(|on| *on == node.name);
+            // Through tunnels the packet would come back another way than it went: a pod that calls itself there is unheard of.
+            if !own && matches!(from, Client::End(end) if frontend.backends.iter().any(|(backend, _)| *backend == end))
+            {
+                continue;
+            }
             // What a node's pods and the node itself ask their own node for is not traffic from outside.
             let local_only = frontend.service.external_traffic == ExternalTraffic::Local && !own;
             let reached = frontend
