@@ -19,6 +19,8 @@ pub(crate) struct Stop {
     destination: SocketAddr,
     /// Where it comes from then.
     pub(crate) source: IpAddr,
+    /// The node itself has led it there: nobody has judged it before.
+    led_here: bool,
 }
 
 /// The nodes that a connection to one of the backends passes, in order; none of them twice. As far as `answer` does not tell
@@ -46,7 +48,7 @@ pub(crate) fn way(
     let mut stops: Vec<Stop> = Vec::new();
     let mut stop = |node: NodeIndex, destination| {
         if stops.last().is_none_or(|last| last.node != node) {
-            stops.push(Stop { node, destination, source: attempt.source });
+            stops.push(Stop { node, destination, source: attempt.source, led_here: leads == Some(node) });
         }
     };
     if let Some(client) = client {
@@ -121,6 +123,11 @@ pub(crate) fn passes(
             destination: stop.destination.ip(),
             transport: Transport::Port(attempt.protocol, stop.destination.port()),
         };
+        let node_traffic = match enforcement.node_traffic {
+            NodeTraffic::Own if stop.led_here => NodeTraffic::Policy,
+            other => other,
+        };
+        let enforcement = Enforcement { node_traffic, ..enforcement };
         let state = clusters.state(node.cluster());
         state.is_some_and(|state| ringfence_oracle::judge_at(state, enforcement, node.name(), &flow).allowed())
     })

@@ -127,7 +127,13 @@ fn nodeport_ipblock(filter: FilterArguments) -> Result<(), Failed> {
         trips.pass("node-port-", STRANGER, "shop/shop-", 12, false)?;
         trips.all_as_intended("node-port-")?;
         trips.pass("node-to-other-pod", "node ", "shop/", 6, false)?;
+        // A node's own processes are judged on that node, or where they enter through another one's port.
+        trips.pass("node-to-node-port", "node node-1", "shop/shop-2", 8, false)?;
+        trips.pass("node-to-node-port", "node node-2", "shop/shop-1", 8, false)?;
     }
+    // Pods that come to another node's port under their node's address.
+    let hidden = Trips::of("nodeport-ipblock", filter, &["--enforce-at", "entry", "--masquerade", "pods"])?;
+    hidden.pass("pod-to-node-port", "shop/stock", "shop/shop-1", 8, false)?;
     // On a network without tunnels, where masquerading shows the node's own address.
     let routed = ["--enforce-at", "entry", "--topology", "routed"];
     Trips::of("nodeport-ipblock", filter, &routed)?.all_as_intended("node-port-")?;
@@ -143,8 +149,7 @@ fn trusted_nodes_hide_strangers(filter: FilterArguments) -> Result<(), Failed> {
     trusting.pass("node-to-other-pod", "node ", "shop/", 6, true)?;
     let both = Trips::of("nodeport-ipblock", filter, &["--node-traffic", "all", "--enforce-at", "entry"])?;
     both.pass("node-port-other-node", STRANGER, "shop/shop-", 4, false)?;
-    both.pass("node-port-other-node", OFFICE, "shop/shop-", 4, true)?;
-    both.pass("node-to-other-pod", "node ", "shop/", 6, true)
+    both.pass("node-port-other-node", OFFICE, "shop/shop-", 4, true)
 }
 
 /// Rules about pods hold through a Service whose calls all come from nodes' addresses.

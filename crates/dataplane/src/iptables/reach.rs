@@ -16,6 +16,10 @@ pub(super) fn sets(reach: &AclReach) -> impl Iterator<Item = SetId> {
     [reach.local, reach.nodes, judged].into_iter().flatten()
 }
 
+/// What this node itself leads to a pod, from a port of its own, no other node has judged: who called that port was shown to
+/// this node first.
+const LED_ELSEWHERE: &str = "-m conntrack ! --ctstate DNAT ";
+
 impl Layout<'_> {
     /// The hooks that a table needs.
     pub(super) fn hooks(self, table: Table, family: Family) -> Vec<Hook> {
@@ -109,11 +113,11 @@ impl Layout<'_> {
             AclBelieved::Nothing => None,
             AclBelieved::Endpoints(set) => {
                 let judged = self.endpoint_set(set, family)?;
-                Some(format!("-m set --match-set {judged} dst,dst "))
+                Some(format!("-m set --match-set {judged} dst,dst {LED_ELSEWHERE}"))
             }
             AclBelieved::LocalPods => {
                 let local = self.address_set(self.acl.reach.local?, family)?;
-                Some(format!("-m set --match-set {local} dst "))
+                Some(format!("-m set --match-set {local} dst {LED_ELSEWHERE}"))
             }
             AclBelieved::Everything => Some(String::new()),
         }

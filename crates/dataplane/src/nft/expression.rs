@@ -111,8 +111,13 @@ pub(super) fn encode(rule: &Rule, list: &mut Attributes<'_>) {
         Rule::TrustFromNodes(family, towards) => {
             list.family(*family).member(*family, End::Source, Content::Nodes);
             match towards {
-                Towards::Judged => list.endpoint(*family).lookup(&SetName::of_either(*family, Content::Judged), None),
-                Towards::Local => list.member(*family, End::Destination, Content::Local),
+                Towards::Judged => list
+                    .endpoint(*family)
+                    .lookup(&SetName::of_either(*family, Content::Judged), None)
+                    .connection_lacks(Ct::Status, DESTINATION_TRANSLATED),
+                Towards::Local => list
+                    .member(*family, End::Destination, Content::Local)
+                    .connection_lacks(Ct::Status, DESTINATION_TRANSLATED),
                 Towards::Anything => &mut list,
             };
             list.came_from_its_source().verdict(Verdict::Goto, Some(ChainName::Trust))
@@ -246,6 +251,14 @@ impl Expressions<'_> {
             ct.number(ct::KEY, key as u32).number(ct::DREG, listed(FIRST));
         });
         self.has_one_of(&bits.to_ne_bytes())
+    }
+
+    /// None of the bits is set.
+    fn connection_lacks(&mut self, key: Ct, bits: u32) -> &mut Self {
+        self.add("ct", |ct| {
+            ct.number(ct::KEY, key as u32).number(ct::DREG, listed(FIRST));
+        });
+        self.masked(&bits.to_ne_bytes()).compare(Compare::Equal, &[0; 4])
     }
 
     /// One of these bits is set in what was loaded last, as long as `bits`.

@@ -139,9 +139,9 @@ impl fmt::Display for Rule {
                 write!(f, "{ip} saddr @{} ", set(Content::Nodes))?;
                 match towards {
                     Towards::Judged => {
-                        write!(f, "{ip} daddr . meta l4proto . th dport @{} ", set(Content::Judged))?;
+                        write!(f, "{ip} daddr . meta l4proto . th dport @{} ct status ! dnat ", set(Content::Judged))?;
                     }
-                    Towards::Local => write!(f, "{ip} daddr @{} ", set(Content::Local))?,
+                    Towards::Local => write!(f, "{ip} daddr @{} ct status ! dnat ", set(Content::Local))?,
                     Towards::Anything => {}
                 }
                 write!(f, "fib saddr . iif oif exists goto {}", ChainName::Trust)

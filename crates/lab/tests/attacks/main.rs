@@ -22,6 +22,8 @@ use ringfence_model::{EnforceAt, Enforcement, NodeTraffic, PodNetwork, Topology}
 
 /// The Service leads here.
 const SERVED: u16 = 7000;
+/// The Service's port on every node.
+const NODE_PORT: u16 = 30007;
 /// No Service leads here.
 const UNSERVED: u16 = 7001;
 
@@ -126,7 +128,7 @@ impl Site {
     }
 }
 
-/// One packet: who sends it, as whom, to which pod and port.
+/// One packet: who sends it, as whom, to which pod and port; `pod@node` is that node's address, whose port leads to the pod.
 type Attempt = (&'static str, &'static str, &'static str, u16);
 
 fn attack<B: Backend>(case: Case, tables: Tables, open: impl FnMut() -> Result<B, ApplyError>) -> Result<(), Failed> {
@@ -139,8 +141,9 @@ fn attack<B: Backend>(case: Case, tables: Tables, open: impl FnMut() -> Result<B
             from_port += 1;
             let (sender, claimed, to, port) = attempt;
             let payload = format!("from {sender} as {claimed} to {to} {port} {is_v4}");
-            let ear = Ear::open(site.of(to)?, is_v4)?;
-            let destination = SocketAddr::new(site.address(to, is_v4)?, port);
+            let (pod, at) = to.split_once('@').unwrap_or((to, to));
+            let ear = Ear::open(site.of(pod)?, is_v4)?;
+            let destination = SocketAddr::new(site.address(at, is_v4)?, port);
             // A packet filter in the sender's own namespace tells it.
             let source = SocketAddr::new(site.address(claimed, is_v4)?, from_port);
             let sent = send(site.of(sender)?, source, destination, payload.as_bytes());
@@ -185,6 +188,13 @@ fn attempts(case: Case) -> Vec<(Attempt, bool)> {
         ("n2", "n2", "hidden", SERVED),
         ("daemon", "daemon", "web", SERVED),
         ("daemon", "daemon", "hidden", SERVED),
+        // The pod's own node by its port, from where no other node judges: it leads the packet on, so it judges.
+        ("n2", "n2", "web@n1", NODE_PORT),
+        ("daemon", "daemon", "web@n1", NODE_PORT),
+        ("near", "near", "web@n1", NODE_PORT),
+        ("far", "far", "web@n1", NODE_PORT),
+        ("far", "n2", "web@n1", NODE_PORT),
+        ("friend", "n2", "web@n1", NODE_PORT),
     ];
     let mut attempts: Vec<(Attempt, bool)> = refused.map(|attempt| (attempt, false)).to_vec();
     // What is heard otherwise.
@@ -192,6 +202,9 @@ fn attempts(case: Case) -> Vec<(Attempt, bool)> {
     attempts.push((("friend", "friend", "web", UNSERVED), true));
     attempts.push((("friend", "friend", "hidden", SERVED), true));
     attempts.push((("n1", "n1", "web", SERVED), true));
+    attempts.push((("friend", "friend", "web@n1", NODE_PORT), true));
+    // It arrives under the other node's address.
+    attempts.push((("friend", "friend", "web@n2", NODE_PORT), believes));
     // By design: who can send from the network between nodes under a node's name is believed as that node is.
     attempts.push((("friend", "n2", "web", SERVED), believes));
     attempts.push((("friend", "n2", "web", UNSERVED), believes && everywhere));
