@@ -3,6 +3,7 @@
 //!
 //! The process enters its namespaces before it has a second thread, so it brings its own `main`.
 
+mod clusters;
 mod packet;
 
 use std::net::{IpAddr, SocketAddr};
@@ -43,7 +44,16 @@ fn main() -> ExitCode {
         }
         trials.extend(trials_of(Case { at, node_traffic: NodeTraffic::Policy, network: PodNetwork::Bridge }));
     }
+    trials.push(Trial::test("nftables sources", || clusters::sources(|| NftBackend::new(NftOptions::default()))));
+    for variant in [Variant::Nft, Variant::Legacy] {
+        let name = format!("iptables-{variant:?} sources").to_lowercase();
+        trials.push(Trial::test(name, move || clusters::sources(iptables(variant))));
+    }
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+fn iptables(variant: Variant) -> impl Fn() -> Result<IptablesBackend, ApplyError> {
+    move || IptablesBackend::open(IptablesOptions { variant: Some(variant), ..IptablesOptions::default() })
 }
 
 /// A way to run all nodes.
@@ -57,9 +67,6 @@ struct Case {
 fn trials_of(case: Case) -> [Trial; 3] {
     let Case { at, node_traffic, network } = case;
     let name = |filter: &str| format!("{filter} {at:?} {node_traffic:?} {network:?}").to_lowercase();
-    let iptables = move |variant| {
-        move || IptablesBackend::open(IptablesOptions { variant: Some(variant), ..IptablesOptions::default() })
-    };
     [
         Trial::test(name("nftables"), move || attack(case, Tables::Nft, || NftBackend::new(NftOptions::default()))),
         Trial::test(name("iptables-nft"), move || attack(case, Tables::Nft, iptables(Variant::Nft))),
