@@ -35,10 +35,13 @@ pub fn add_endpoint_slices(objects: &mut Vec<Object>) {
     objects.extend(slices);
 }
 
+/// On which a slice's endpoints answer.
+type Ports = Vec<(Protocol, u16)>;
+
 /// A slice has one list of ports, and a port's name may stand for another number on each pod: pods that differ in that are in
 /// different slices, and so are addresses of different families.
 fn slices_of(service: &Service, pods: &[&Pod]) -> Vec<EndpointSlice> {
-    let mut groups: BTreeMap<(Family, Vec<(Protocol, u16)>), Vec<Endpoint>> = BTreeMap::new();
+    let mut groups: BTreeMap<(Family, Ports), Vec<Endpoint>> = BTreeMap::new();
     for pod in pods.iter().filter(|pod| is_behind(service, pod)) {
         let resolve = |port: &ServicePort| Some((port.protocol, target(port, pod)?));
         let ports: BTreeSet<(Protocol, u16)> = service.ports.iter().filter_map(resolve).collect();

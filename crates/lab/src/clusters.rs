@@ -56,7 +56,7 @@ impl Clusters {
         if let Some(twice) = all.iter().find(|end| !names.insert(&end.label)) {
             return Err(RunError::Namesakes(twice.label.clone()));
         }
-        let of_policies: Vec<Object> = self.list.iter().flat_map(|cluster| cluster.policies()).cloned().collect();
+        let of_policies: Vec<Object> = self.list.iter().flat_map(Cluster::policies).cloned().collect();
         all.extend(ends(&of_policies, externals));
         Ok(all)
     }

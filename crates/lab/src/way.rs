@@ -82,7 +82,7 @@ fn gate(
     end: Option<NodeIndex>,
     backend: &Backend,
 ) -> Option<NodeIndex> {
-    let cluster = |node: NodeIndex| network.node(node).map(|node| node.cluster());
+    let cluster = |node: NodeIndex| network.node(node).map(crate::network::Node::cluster);
     let of_end = cluster(end?)?;
     let pod = matrix.ends.get(backend.end)?;
     let behind_tunnels =

@@ -77,6 +77,10 @@ pub fn judge(state: &State, flow: &Flow) -> Verdict {
 /// Judges a flow as one node must that forwards or sends it, with the addresses that it has there: after destination NAT and
 /// before source NAT. A connection passes if every node on its way lets it pass.
 ///
+/// Whether another node has judged it is asked of flows that go to the pod's address when they come to the node. What this node
+/// itself leads to the pod, from a port of its own, nobody has judged: that is asked with [`NodeTraffic::Policy`] in place of
+/// [`NodeTraffic::Own`].
+///
 /// A pod's own node always judges. Other nodes judge who connects to the pod, where they are told to: they see sources that
 /// the pod's own node does not.
 pub fn judge_at(state: &State, enforcement: Enforcement, node: &str, flow: &Flow) -> Verdict {

@@ -83,7 +83,7 @@ impl<'a> World<'a> {
                         };
                         self.cluster_address(from(), source, *family, frontend, Led::AtClient, kind, attempts);
                         let kind = |_: &Node, _| PathKind::PodToNodePort;
-                        self.node_ports(from(), source, Some(node), *family, frontend, kind, attempts);
+                        self.node_ports(&from(), source, Some(node), *family, frontend, kind, attempts);
                     }
                     EndKind::Pod { host_network: false, .. } => {
                         let Some(gate) = self.gate else { continue };
@@ -97,7 +97,7 @@ impl<'a> World<'a> {
                             Some(own) if *own == node.name => PathKind::NodePortSameNode,
                             _ => PathKind::NodePortOtherNode,
                         };
-                        self.node_ports(from(), source, None, *family, frontend, kind, attempts);
+                        self.node_ports(&from(), source, None, *family, frontend, kind, attempts);
                     }
                 }
             }
@@ -107,7 +107,7 @@ impl<'a> World<'a> {
                 let kind = |_| PathKind::NodeService;
                 self.cluster_address(from(), source, *family, frontend, Led::AtClient, kind, attempts);
                 let kind = |_: &Node, _| PathKind::NodeToNodePort;
-                self.node_ports(from(), source, Some(&node.name), *family, frontend, kind, attempts);
+                self.node_ports(&from(), source, Some(&node.name), *family, frontend, kind, attempts);
             }
         }
     }
@@ -133,7 +133,7 @@ impl<'a> World<'a> {
     #[allow(clippy::too_many_arguments, reason = "they are the call")]
     fn node_ports(
         &self,
-        from: Client,
+        from: &Client,
         source: IpAddr,
         on: Option<&Arc<str>>,
         family: Family,
@@ -146,8 +146,7 @@ impl<'a> World<'a> {
             let Some(address) = address_of(&node.addresses, family) else { continue };
             let own = on.is_some_and(|on| *on == node.name);
             // Through tunnels the packet would come back another way than it went: a pod that calls itself there is unheard of.
-            if !own && matches!(from, Client::End(end) if frontend.backends.iter().any(|(backend, _)| *backend == end))
-            {
+            if !own && matches!(from, Client::End(end) if frontend.backends.iter().any(|(backend, _)| backend == end)) {
                 continue;
             }
             // What a node's pods and the node itself ask their own node for is not traffic from outside.

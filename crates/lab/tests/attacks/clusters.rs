@@ -7,7 +7,7 @@ use nix::sched::{CloneFlags, unshare};
 use ringfence_analyze::{PlacementOptions, add_endpoint_slices, place};
 use ringfence_dataplane::{ApplyError, Backend};
 use ringfence_k8s::{Manifests, Source, parse};
-use ringfence_lab::{EndpointIndex, Experiment, Finished, Origin, Probe, ProbeOutcome, Timeouts};
+use ringfence_lab::{EndpointIndex, Experiment, Finished, Origin, Probe, ProbeOutcome, Tables, Timeouts};
 use ringfence_model::Protocol;
 
 const FIRST: &[u8] = include_bytes!("../../../../examples/two-clusters/cluster-1/cluster.yaml");
@@ -23,9 +23,12 @@ const ENDS: [[&str; 5]; 2] = [
 ];
 
 /// Only towards the other cluster is the address kept, and only if that is asked for.
-pub(crate) fn sources<B: Backend>(mut open: impl FnMut() -> Result<B, ApplyError>) -> Result<(), Failed> {
+pub(crate) fn sources<B: Backend>(
+    tables: Tables,
+    mut open: impl FnMut() -> Result<B, ApplyError>,
+) -> Result<(), Failed> {
     for kept in [false, true] {
-        let lab = build(kept, &mut open)?;
+        let lab = build(kept, tables, &mut open)?;
         for [pod, node, other, service, outside] in ENDS {
             seen(&lab, pod, other, 5432, if kept { pod } else { node })?;
             seen(&lab, pod, outside, 443, node)?;
@@ -37,7 +40,11 @@ pub(crate) fn sources<B: Backend>(mut open: impl FnMut() -> Result<B, ApplyError
     Ok(())
 }
 
-fn build<B: Backend>(kept: bool, open: impl FnMut() -> Result<B, ApplyError>) -> Result<Finished, Failed> {
+fn build<B: Backend>(
+    kept: bool,
+    service_tables: Tables,
+    open: impl FnMut() -> Result<B, ApplyError>,
+) -> Result<Finished, Failed> {
     // Each trial has a thread, and each lab a first node of its own.
     unshare(CloneFlags::CLONE_NEWNET)?;
     let (first, second) = (read(FIRST)?, read(SECOND)?);
@@ -47,6 +54,7 @@ fn build<B: Backend>(kept: bool, open: impl FnMut() -> Result<B, ApplyError>) ->
         others: vec![second.objects],
         unmasqueraded,
         externals: first.externals,
+        service_tables,
         topology: first.topology.ok_or("no topology")?,
         ..Experiment::default()
     };

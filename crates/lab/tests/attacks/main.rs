@@ -44,10 +44,13 @@ fn main() -> ExitCode {
         }
         trials.extend(trials_of(Case { at, node_traffic: NodeTraffic::Policy, network: PodNetwork::Bridge }));
     }
-    trials.push(Trial::test("nftables sources", || clusters::sources(|| NftBackend::new(NftOptions::default()))));
-    for variant in [Variant::Nft, Variant::Legacy] {
+    trials.push(Trial::test("nftables sources", || {
+        clusters::sources(Tables::Nft, || NftBackend::new(NftOptions::default()))
+    }));
+    // The nat table of one iptables does not keep the other's from masquerading.
+    for (variant, tables) in [(Variant::Nft, Tables::Nft), (Variant::Legacy, Tables::Legacy)] {
         let name = format!("iptables-{variant:?} sources").to_lowercase();
-        trials.push(Trial::test(name, move || clusters::sources(iptables(variant))));
+        trials.push(Trial::test(name, move || clusters::sources(tables, iptables(variant))));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }
