@@ -177,7 +177,7 @@ impl Program {
         if unknown {
             return no(Because::UnknownPod);
         }
-        if self.reach.exempts(peer) {
+        if self.reach.exempts(peer) || self.reach.trusts_all() && self.node_addresses.contains(&peer) {
             return yes(Because::TrustedNode);
         }
         let port = match flow.transport {

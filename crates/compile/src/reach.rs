@@ -13,7 +13,8 @@ use crate::cluster::{Cluster, Touched};
 /// What goes beyond judging the connections of the node's own pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// Whether the subjects of ingress may be pods of other nodes. The node's own traffic to these is judged, too.
+    /// Whether the subjects of ingress may be pods of other nodes. The node's own traffic to these is judged, too, unless all
+    /// nodes are trusted.
     pub judges_others: bool,
     /// The addresses of the node's own pods, isolated or not. Empty when nothing here asks for them.
     pub local: OrdSet<IpAddr>,
@@ -37,7 +38,7 @@ pub enum Believed {
     Endpoints(OrdSet<(IpAddr, Protocol, u16)>),
     /// Those to local pods.
     LocalPods,
-    /// All, and also all connections *to* other nodes' addresses.
+    /// All, and also all connections *to* other nodes' addresses, and the node's own to pods of others.
     Everything,
 }
 
@@ -48,9 +49,14 @@ impl Reach {
         !self.judges_others || self.local.contains(&subject)
     }
 
-    /// Whether connections to or from an address are exempt in both directions.
+    /// Whether all nodes are exempt, this one included, wherever the pod runs.
+    pub fn trusts_all(&self) -> bool {
+        self.believed == Believed::Everything
+    }
+
+    /// Whether connections to or from an address of another node are exempt in both directions.
     pub(crate) fn exempts(&self, address: IpAddr) -> bool {
-        self.believed == Believed::Everything && self.nodes.contains(&address)
+        self.trusts_all() && self.nodes.contains(&address)
     }
 
     /// Whether a connection from an address has been judged by another node.

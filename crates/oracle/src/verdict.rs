@@ -107,13 +107,14 @@ pub fn judge_at(state: &State, enforcement: Enforcement, node: &str, flow: &Flow
             if runs_here(pod) && state.is_own_node(pod, other) {
                 return Some(Reason::OwnNode);
             }
-            let is_other_node =
-                state.is_node(other) && !state.is_node_named(node, other) && state.pod_at(other).is_none();
+            // What a node sends under its own address it sends, whichever pod claims that address.
+            let is_this_node = state.is_node_named(node, other);
+            let is_other_node = state.is_node(other) && !is_this_node && state.pod_at(other).is_none();
+            if enforcement.node_traffic == NodeTraffic::All && (is_this_node || is_other_node) {
+                return Some(Reason::TrustedNode);
+            }
             if !is_other_node {
                 return None;
-            }
-            if enforcement.node_traffic == NodeTraffic::All {
-                return Some(Reason::TrustedNode);
             }
             let believes = direction == Direction::Ingress
                 && runs_here(pod)

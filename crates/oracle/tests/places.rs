@@ -160,6 +160,8 @@ fn only_its_own_node_is_exempt_and_only_at_home() {
 fn trusting_all_nodes_and_trusting_none() {
     for at in [Destination, Entry, Everywhere] {
         assert_eq!(ingress(&state(true), at, All, "n2", [NODE_1, INNER], 22).reason, Reason::TrustedNode);
+        // A trusted node's own calls are exempt where they start, too.
+        assert!(says(at, All, "n1", [NODE_1, INNER], 22));
         assert!(!says(at, Policy, "n2", [NODE_1, WEB], 8080));
         assert!(!says(at, Policy, "n2", [TUNNEL_1, WEB], 8080));
     }

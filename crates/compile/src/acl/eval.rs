@@ -91,7 +91,8 @@ impl Acl {
         if unknown {
             return no(AclReason::UnknownPod);
         }
-        if self.reach.believed == AclBelieved::Everything && self.is_other_node(peer) {
+        let trusts_all = self.reach.believed == AclBelieved::Everything;
+        if trusts_all && (self.is_other_node(peer) || self.node_addresses.contains(&peer)) {
             return yes(AclReason::TrustedNode);
         }
         if subject == flow.destination && self.believes(flow) {

@@ -56,7 +56,8 @@ pub struct AclGuard {
 /// As [`Reach`](crate::Reach), with addresses in sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AclReach {
-    /// Whether the isolated pods of ingress may be pods of other nodes. The node's own traffic to these is judged, too.
+    /// Whether the isolated pods of ingress may be pods of other nodes. The node's own traffic to these is judged, too, unless
+    /// all nodes are trusted.
     pub judges_others: bool,
     /// The addresses of the node's own pods, isolated or not ([`Members::Addresses`]), if anything here asks for them.
     pub local: Option<SetId>,
@@ -80,7 +81,7 @@ pub enum AclBelieved {
     Endpoints(SetId),
     /// Those to local pods.
     LocalPods,
-    /// All, and also all connections *to* other nodes' addresses.
+    /// All, and also all connections *to* other nodes' addresses, and the node's own to pods of others.
     Everything,
 }
 

@@ -62,9 +62,10 @@ impl Layout<'_> {
         self.address_set(self.acl.reach.nodes.filter(|_| believes)?, family)
     }
 
-    /// In `RF-OUTPUT`: nobody judges what the node sends to its own pods, or at all when it judges no pods of others.
+    /// In `RF-OUTPUT`: nobody judges what the node sends to its own pods, or at all when it judges no pods of others or all nodes are
+    /// trusted.
     pub(super) fn own_or_not(self, family: Family) -> Vec<String> {
-        if !self.acl.reach.judges_others {
+        if !self.judges_own() {
             return vec!["-m addrtype --src-type LOCAL -j RETURN".to_owned()];
         }
         let local = self.acl.reach.local.and_then(|local| self.address_set(local, family));
@@ -80,7 +81,12 @@ impl Layout<'_> {
     pub(super) fn own(self, family: Family) -> Option<Chain> {
         let to_itself = ["-m addrtype --dst-type LOCAL -j RETURN".to_owned()];
         let rules = || to_itself.into_iter().chain(self.namespaces(Direction::Ingress, family)).collect();
-        self.acl.reach.judges_others.then(|| (self.names().own(), rules()))
+        self.judges_own().then(|| (self.names().own(), rules()))
+    }
+
+    /// Whether what the node itself sends to pods of others is judged. Trusted nodes' is not.
+    fn judges_own(self) -> bool {
+        self.acl.reach.judges_others && self.acl.reach.believed != AclBelieved::Everything
     }
 
     /// The chain for what another node has judged: it takes the mark away. Who goes there does not come back.

@@ -92,7 +92,7 @@ impl Layout<'_> {
     /// The chains that are there because of the reach.
     pub(super) fn chains_of_reach(self) -> impl Iterator<Item = ChainName> {
         let trust = (self.reach().believed != Believed::Nothing).then_some(ChainName::Trust);
-        let sent = self.reach().judges_others.then_some(ChainName::Sent);
+        let sent = self.judges_sent().then_some(ChainName::Sent);
         let keeps = !self.reach().unmasqueraded.is_empty();
         let postrouting = keeps.then_some(ChainName::Base(Hook::Postrouting));
         [trust, sent, postrouting].into_iter().flatten()
@@ -118,7 +118,12 @@ impl Layout<'_> {
 
     /// What becomes of the node's own packets.
     pub(super) fn rule_of_own(self) -> Rule {
-        if self.reach().judges_others { Rule::JudgeSent } else { Rule::AcceptFromNode }
+        if self.judges_sent() { Rule::JudgeSent } else { Rule::AcceptFromNode }
+    }
+
+    /// Whether the node's own packets to pods of others are judged. Trusted nodes' are not.
+    fn judges_sent(self) -> bool {
+        self.reach().judges_others && !self.reach().trusts_all()
     }
 
     /// The rules of `trust`.
