@@ -1,8 +1,9 @@
 //! The examples about lost sources, played with packets: what goes wrong where only the pod's own node judges, and that it
 //! does not where others judge before. With both kinds of packet filter, over IPv4 and IPv6.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         trials.push(trial("masquerade_all", masquerade_all));
         trials.push(trial("two_clusters", two_clusters));
     }
+    trials.push(Trial::test("doctor explains nodeport_ipblock", doctor_explains));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -185,4 +187,50 @@ fn two_clusters(filter: FilterArguments) -> Result<(), Failed> {
     everywhere.pass("other-cluster", "east/a", "west/db-", 8, true)?;
     everywhere.pass("other-cluster", "east/b", "west/db-", 8, false)?;
     everywhere.pass("to-external", "east/", STRANGER, 4, true)
+}
+
+/// In the example's network, `doctor` names the rule that loses the source and the option that restores it.
+fn doctor_explains() -> Result<(), Failed> {
+    let directory = tempfile::tempdir()?;
+    let ringfence = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
+        command.env("XDG_RUNTIME_DIR", directory.path()).stdin(Stdio::null());
+        command
+    };
+    let lab = ringfence()
+        .args(["lab", "run", "--keep"])
+        .arg(folder("nodeport-ipblock"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut lab = Killed(lab);
+    let errors = lab.0.stderr.take().ok_or("the lab has no standard error")?;
+    let is_up = BufReader::new(errors).lines().any(|line| line.is_ok_and(|line| line.contains("the lab is up")));
+    if !is_up {
+        return Err("the lab ended".into());
+    }
+    for (options, restored) in [(&[][..], false), (&["--enforce-at", "entry"], true)] {
+        let output = ringfence()
+            .args(["lab", "exec", "node-1", "--", env!("CARGO_BIN_EXE_ringfence"), "doctor"])
+            .args(["--pod-cidr", "10.244.0.0/16,fd00:10:244::/48"])
+            .args(options)
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let remedy =
+            if restored { "none is needed if all nodes run with" } else { "or --enforce-at entry on all nodes" };
+        if !said.contains("nodeport-snat") || !said.contains(remedy) {
+            return Err(format!("{options:?}: {said}{}", String::from_utf8_lossy(&output.stderr)).into());
+        }
+    }
+    Ok(())
+}
+
+/// A process that does not outlive the test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
