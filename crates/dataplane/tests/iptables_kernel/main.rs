@@ -62,6 +62,7 @@ fn main() {
         ("choices", choices),
         ("connections", packets::connections),
         ("other_nodes", reach::nodes),
+        ("other_nodes_and_node_ports_of_this_one", reach::node_ports),
         ("the_nodes_own_calls", reach::own),
         ("sources_are_kept", reach::sources),
         ("tampering_in_all_tables", reach::tampering),

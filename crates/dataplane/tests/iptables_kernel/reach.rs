@@ -192,6 +192,31 @@ pub(super) fn nodes(variant: Variant) {
     assert_eq!(call(&pod), some(NODE));
 }
 
+/// Node ports of this node, for its own pod: what others call here, nobody has judged before.
+pub(super) fn node_ports(variant: Variant) {
+    const PORT: [&str; 2] = ["10.0.3.254", "fd00:3::fe"];
+    let [_server, _pod, node, _remote] = network();
+    for (base, port, server) in [("iptables", PORT[0], "10.0.1.1"), ("ip6tables", PORT[1], "[fd00:1::1]")] {
+        let rules = [80, 81].map(|number| {
+            format!("-A PREROUTING -d {port} -p tcp --dport 300{number} -j DNAT --to-destination {server}:{number}\n")
+        });
+        run(&format!("{base}-{variant}-restore"), &["--noflush"], &format!("*nat\n{}COMMIT\n", rules.concat()))
+            .unwrap();
+    }
+    assert_eq!(node.connect(PORT, 30081), [Open; 2]);
+    let mut reconciler = Reconciler::new(new(variant));
+    for believed in [AclBelieved::Endpoints(JUDGED), AclBelieved::LocalPods] {
+        reconciler.apply(&list(&[], believed)).unwrap();
+        assert_eq!(node.connect(SERVER, 81), [Open; 2], "judged there");
+        assert_eq!(node.connect(PORT, 30081), [Refused; 2], "{believed:?}: the other node cannot know the pod");
+        reconciler.apply(&list(&[NODE], believed)).unwrap();
+        assert_eq!(node.connect(PORT, 30080), [Open; 2], "judged here, by the address that it has");
+        assert_eq!(node.connect(PORT, 30081), [Refused; 2]);
+    }
+    reconciler.apply(&list(&[], AclBelieved::Everything)).unwrap();
+    assert_eq!(node.connect(PORT, 30081), [Open; 2], "all nodes are exempt");
+}
+
 /// What the node itself sends is judged like that of others, but to its own pods.
 pub(super) fn own(variant: Variant) {
     let [_server, pod, node, _remote] = network();

@@ -54,6 +54,7 @@ fn main() {
         ("no_packet_while_pods_become_known", || unknown::flood(new(), 3000)),
         ("other_nodes_are_believed_about_endpoints", reach::endpoints),
         ("other_nodes_are_believed_about_local_pods", reach::local_pods),
+        ("other_nodes_are_not_believed_about_node_ports_of_this_one", reach::node_ports_of_the_pods_node),
         ("other_nodes_are_exempt", reach::exempt),
         ("what_the_node_sends_to_pods_of_others", reach::sent),
         ("no_packet_while_nodes_and_endpoints_take_turns", reach::flood),

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ringfence_dataplane::{NftBackend, Reconciler};
 
+use crate::namespace::nft;
 use crate::pods::Answer::{Open, Refused};
 use crate::pods::{Pod, connect, forward, ip, listen};
 use crate::{new, program};
@@ -19,6 +20,8 @@ const TWO: [&str; 2] = ["10.0.2.1", "fd00:2::1"];
 /// Another node, and a pod of it.
 const NODE: [&str; 2] = ["10.0.8.1", "fd00:8::1"];
 const REMOTE: [&str; 2] = ["10.0.9.1", "fd00:9::1"];
+/// This node's addresses towards the other one.
+const SELF: [&str; 2] = ["10.0.8.254", "fd00:8::fe"];
 
 /// One and the remote pod are isolated. This node's address towards the other one may call port 82 of the remote pod, and
 /// so may pod 2 call port 82 of pod 1.
@@ -130,6 +133,40 @@ impl Network {
     }
 }
 
+/// Node ports of this node, for its own pod: what others call here, nobody has judged before.
+fn node_ports() {
+    let rules = "table inet proxy {
+        chain prerouting {
+            type nat hook prerouting priority dstnat;
+            ip daddr 10.0.8.254 tcp dport 30080 dnat ip to 10.0.1.1:80
+            ip6 daddr fd00:8::fe tcp dport 30080 dnat ip6 to [fd00:1::1]:80
+            ip daddr 10.0.8.254 tcp dport 30082 dnat ip to 10.0.1.1:82
+            ip6 daddr fd00:8::fe tcp dport 30082 dnat ip6 to [fd00:1::1]:82
+        }
+    }";
+    nft(&["-f", "-"], rules).unwrap();
+}
+
+pub(crate) fn node_ports_of_the_pods_node() {
+    let mut network = Network::new();
+    node_ports();
+    assert_eq!(network.node.connect(SELF, 30080), [Open; 2]);
+    for believed in [ENDPOINTS, "\nbelieves local-pods"] {
+        network.enforce(&[LOCAL, NODES, believed, POLICIES]);
+        assert_eq!(network.node.connect(ONE, 80), [Open; 2], "{believed}: judged there");
+        assert_eq!(network.node.connect(SELF, 30080), [Refused; 2], "{believed}: the other node cannot know the pod");
+    }
+    // It is judged here, by the address that it has.
+    let allowed = "
+        ingress block 2 10.0.8.1
+        ingress block 2 fd00:8::1";
+    network.enforce(&[LOCAL, NODES, ENDPOINTS, POLICIES, allowed]);
+    assert_eq!(network.node.connect(SELF, 30080), [Refused; 2]);
+    assert_eq!(network.node.connect(SELF, 30082), [Open; 2]);
+    network.enforce(&[NODES, "\nbelieves everything", POLICIES]);
+    assert_eq!(network.node.connect(SELF, 30080), [Open; 2], "all nodes are exempt");
+}
+
 pub(crate) fn endpoints() {
     let mut network = Network::new();
     assert_eq!(network.arrives(&network.two, NODE), [true; 2], "nothing but rules stops who forges");
@@ -192,7 +229,7 @@ pub(crate) fn sent() {
     // Somebody claims to be this node.
     network.enforce(&[LOCAL, POLICIES, "\ningress pod 10.0.8.254 default/liar\ningress pod fd00:8::fe default/liar"]);
     listen(80);
-    assert_eq!(connect(["10.0.8.254", "fd00:8::fe"], 80), [Open; 2]);
+    assert_eq!(connect(SELF, 80), [Open; 2]);
     // The node's address is in a guarded range, and no pod's.
     network.enforce(&[
         LOCAL,
