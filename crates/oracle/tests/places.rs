@@ -162,6 +162,9 @@ fn trusting_all_nodes_and_trusting_none() {
         assert_eq!(ingress(&state(true), at, All, "n2", [NODE_1, INNER], 22).reason, Reason::TrustedNode);
         // A trusted node's own calls are exempt where they start, too.
         assert!(says(at, All, "n1", [NODE_1, INNER], 22));
+        // The caller's own node has nothing to say about that, either.
+        assert!(says(at, All, "n1", [NODE_1, WEB], 8080) && says(at, All, "n1", [TUNNEL_1, WEB], 8080));
+        assert!(at == Destination || !says(at, All, "n1", [STRANGER, WEB], 8080));
         assert!(!says(at, Policy, "n2", [NODE_1, WEB], 8080));
         assert!(!says(at, Policy, "n2", [TUNNEL_1, WEB], 8080));
     }

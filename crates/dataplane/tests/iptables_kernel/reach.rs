@@ -234,6 +234,9 @@ pub(super) fn own(variant: Variant) {
     assert_eq!(connect(REMOTE, 81), [Refused; 2]);
     assert_eq!(pod.connect(REMOTE, 80), [Open; 2]);
     assert_eq!(node.connect(REMOTE, 80), [Refused; 2]);
+    reconciler.apply(&list(&[], AclBelieved::Everything)).unwrap();
+    assert_eq!(connect(REMOTE, 81), [Open; 2], "all nodes are exempt, and this is one of them");
+    assert_eq!(pod.connect(REMOTE, 81), [Refused; 2]);
 }
 
 fn keeping(networks: &[&str]) -> Acl {

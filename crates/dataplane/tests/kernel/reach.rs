@@ -212,6 +212,9 @@ pub(crate) fn exempt() {
     assert_eq!(network.one.connect(NODE, 81), [Open; 2]);
     assert_eq!(network.one.connect(TWO, 81), [Refused; 2]);
     assert_eq!(connect(REMOTE, 80), [Open; 2], "only pods of this node are judged here");
+    network.enforce(&[LOCAL, NODES, "\nbelieves everything", POLICIES]);
+    network.check_judged();
+    assert_eq!(connect(REMOTE, 80), [Open; 2], "this node is exempt, too");
     network.enforce(&[NODES, "\nbelieves everything", POLICIES, closed, GUARDED]);
     assert_eq!(network.node.connect(ONE, 81), [Refused; 2], "it is not known");
     assert_eq!(network.one.connect(NODE, 81), [Refused; 2], "it is not known");
