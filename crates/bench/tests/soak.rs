@@ -25,7 +25,7 @@ fn twenty_seconds_of_churn() {
 fn what_is_wrong_is_found() {
     for (sabotage, patience, complaint) in [
         // These two are waited out.
-        ("wrong-node", "15", "local_pods: 0"),
+        ("wrong-node", "15", "it knows of Totals"),
         ("withheld-change", "15", "table inet ringfence is not as expected"),
         ("foreign-chain", "90", "1 drift repairs"),
         ("lost-packets", "90", "wrong deny"),
