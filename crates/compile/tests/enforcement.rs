@@ -10,8 +10,11 @@ use std::net::IpAddr;
 use arbitrary::Unstructured;
 use proptest::prelude::*;
 use ringfence_compile::acl::{Acl, AclCompiler, AclReason};
-use ringfence_compile::{Because, Cluster, Compiler, NodeCompiler, Program, Touched};
-use ringfence_model::{EnforceAt, Enforcement, Flow, NodeTraffic, Object, Transport};
+use ringfence_compile::{Because, Believed, Cluster, Compiler, NodeCompiler, Program, Touched};
+use ringfence_model::{
+    Endpoint, EndpointSlice, EnforceAt, Enforcement, ExternalTraffic, Flow, Labels, NodeTraffic, Object, Phase, Pod,
+    PodId, Protocol, Service, ServiceKind, Transport,
+};
 use ringfence_oracle::{Reason, State, Verdict, judge, judge_at};
 use ringfence_scenario::{Event, bytes, cluster, events_with_services, flows, with_services};
 
@@ -268,4 +271,59 @@ fn a_masqueraded_connection_is_judged_by_its_true_source() {
         }
     }
     assert!(met.iter().all(|count| *count > 100), "{met:?}");
+}
+
+/// A node believes others about endpoints of its own pods only, wherever these go while a slice names them.
+#[test]
+fn who_has_an_endpoints_address_decides_whether_it_is_believed() {
+    let address: IpAddr = "10.0.0.1".parse().unwrap();
+    let pod = |node: &str, host_network| {
+        vec![Object::Pod(Pod {
+            id: PodId("web".into()),
+            static_uid: None,
+            namespace: "default".into(),
+            name: "web".into(),
+            labels: Labels::new(),
+            node: Some(node.into()),
+            addresses: vec![address],
+            host_network,
+            phase: Phase::Live,
+            created: 0,
+            ports: Vec::new(),
+        })]
+    };
+    let mut state = Cluster::new();
+    let entry = Enforcement { at: EnforceAt::Entry, node_traffic: NodeTraffic::Own };
+    let mut compiler = compiler::<NodeCompiler>("node-1", entry);
+    let mut believes = |objects: Vec<Object>| {
+        let mut touched = Touched::default();
+        objects.into_iter().for_each(|object| state.apply(object, &mut touched).unwrap());
+        match compiler.compile(&state, &touched).reach.believed {
+            Believed::Endpoints(endpoints) => !endpoints.is_empty(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let service = Object::Service(Service {
+        namespace: "default".into(),
+        name: "web".into(),
+        kind: ServiceKind::NodePort,
+        selector: BTreeMap::new(),
+        cluster_addresses: Vec::new(),
+        external_addresses: Vec::new(),
+        external_traffic: ExternalTraffic::Cluster,
+        ports: Vec::new(),
+    });
+    let slice = Object::EndpointSlice(EndpointSlice {
+        namespace: "default".into(),
+        name: "web-1".into(),
+        service: Some("web".into()),
+        endpoints: vec![Endpoint { address, serving: true }],
+        ports: vec![(Protocol::Tcp, 80)],
+    });
+    assert!(!believes(vec![service]));
+    assert!(!believes(vec![slice]), "nobody has the address");
+    assert!(believes(pod("node-1", false)));
+    assert!(!believes(pod("node-2", false)));
+    assert!(believes(pod("node-1", false)));
+    assert!(!believes(pod("node-1", true)));
 }
