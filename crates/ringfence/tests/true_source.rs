@@ -212,7 +212,7 @@ fn doctor_explains() -> Result<(), Failed> {
     for (options, restored) in [(&[][..], false), (&["--enforce-at", "entry"], true)] {
         let output = ringfence()
             .args(["lab", "exec", "node-1", "--", env!("CARGO_BIN_EXE_ringfence"), "doctor"])
-            .args(["--pod-cidr", "10.244.0.0/16,fd00:10:244::/48"])
+            .args(["--pod-cidr", "10.244.0.0/16", "--pod-cidr", "fd00:10:244::/48"])
             .args(options)
             .output()?;
         let said = String::from_utf8_lossy(&output.stdout);
