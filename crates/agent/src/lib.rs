@@ -2,7 +2,8 @@
 //!
 //! [`Agent`] has no source and no clock: the caller says what changed and when to synchronise. The lab drives it with
 //! manifests. [`run::run`] is the loop around it on a real node: a source ([`kube`], [`directory`]) reports events, programs
-//! on the node ask ([`server`]), a file may name other clusters ([`networks`]), the loop batches, retries, looks for what others change, and tells how it is ([`status`]).
+//! on the node ask ([`server`]), a file may name other clusters ([`networks`]), the loop batches, retries, looks for what others
+//! change, and tells how it is ([`status`]).
 
 pub mod access;
 mod announced;

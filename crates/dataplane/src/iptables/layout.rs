@@ -21,8 +21,8 @@
 //! A rule has one line for each combination of peers and ports. Who is selected, who the peers are and who serves a
 //! named port is in sets: pods come and go without a rule being written.
 //!
-//! [`Acl::eval`] says yes to the node's own addresses, for pods of this node. Here the hook says it: what the node sends has a local source in
-//! `OUTPUT`, and what it receives passes `INPUT`, where we do nothing. [`Acl::eval`] also says yes to a pod that reaches
+//! [`Acl::eval`] says yes to the node's own addresses, for pods of this node. Here the hook says it: what the node sends has a
+//! local source in `OUTPUT`, and what it receives passes `INPUT`, where we do nothing. [`Acl::eval`] also says yes to a pod that reaches
 //! its own address; here that takes a translated destination, as it has who comes through a Service.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -62,8 +62,8 @@ impl Layout<'_> {
         self.address_set(self.acl.reach.nodes.filter(|_| believes)?, family)
     }
 
-    /// In `RF-OUTPUT`: nobody judges what the node sends to its own pods, or at all when it judges no pods of others or all nodes are
-    /// trusted.
+    /// In `RF-OUTPUT`: nobody judges what the node sends to its own pods, or at all when it judges no pods of others or all
+    /// nodes are trusted.
     pub(super) fn own_or_not(self, family: Family) -> Vec<String> {
         if !self.judges_own() {
             return vec!["-m addrtype --src-type LOCAL -j RETURN".to_owned()];
