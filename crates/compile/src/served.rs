@@ -137,3 +137,62 @@ impl Served {
         self.exposed.is_empty() && self.slices.is_empty() && self.by_service.is_empty() && self.ports.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ringfence_model::{Endpoint, ExternalTraffic};
+
+    use super::*;
+
+    const PORT: (Protocol, u16) = (Protocol::Tcp, 80);
+
+    fn address() -> IpAddr {
+        IpAddr::V4([10, 0, 0, 1].into())
+    }
+
+    fn exposed(name: &str) -> Service {
+        Service {
+            namespace: "shop".into(),
+            name: name.into(),
+            kind: ServiceKind::NodePort,
+            selector: BTreeMap::new(),
+            cluster_addresses: Vec::new(),
+            external_addresses: Vec::new(),
+            external_traffic: ExternalTraffic::Cluster,
+            ports: Vec::new(),
+        }
+    }
+
+    fn slice(name: &str, service: &str, serving: bool) -> EndpointSlice {
+        EndpointSlice {
+            namespace: "shop".into(),
+            name: name.into(),
+            service: Some(service.into()),
+            endpoints: vec![Endpoint { address: address(), serving }],
+            ports: vec![PORT],
+        }
+    }
+
+    /// An endpoint serves as long as one slice says so, however many others name it.
+    #[test]
+    fn slices_that_name_the_same_endpoint_are_counted_apart() {
+        let mut served = Served::default();
+        served.apply_service(&exposed("front"));
+        served.apply_service(&exposed("back"));
+        served.apply_slice(slice("front-1", "front", false));
+        assert!(served.holds(address()));
+        assert_eq!(served.serving(address()).count(), 0);
+        served.apply_slice(slice("back-1", "back", true));
+        assert_eq!(served.serving(address()).collect::<Vec<_>>(), [PORT]);
+        served.delete_service(&"shop".into(), &"back".into());
+        assert_eq!(served.serving(address()).count(), 0, "the other one does not serve");
+        assert!(served.holds(address()));
+        served.apply_service(&exposed("back"));
+        served.apply_slice(slice("back-1", "back", false));
+        assert_eq!(served.serving(address()).count(), 0);
+        for name in ["front-1", "back-1"] {
+            served.delete_slice(&"shop".into(), &name.into());
+        }
+        assert!(!served.holds(address()));
+    }
+}
