@@ -5,15 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use arbitrary::Unstructured;
 use proptest::prelude::*;
 use ringfence_compile::acl::{Acl, AclCompiler, AclReason};
 use ringfence_compile::{Because, Believed, Cluster, Compiler, NodeCompiler, Program, Touched};
 use ringfence_model::{
-    Endpoint, EndpointSlice, EnforceAt, Enforcement, ExternalTraffic, Flow, Labels, NodeTraffic, Object, Phase, Pod,
-    PodId, Protocol, Service, ServiceKind, Transport,
+    Endpoint, EndpointSlice, EnforceAt, Enforcement, ExternalTraffic, Flow, Isolation, Labels, NamespaceScope,
+    NodeTraffic, Object, ObjectKey, Phase, Pod, PodId, Policy, PolicyId, Protocol, Selector, Service, ServiceKind,
+    Tier, Transport,
 };
 use ringfence_oracle::{Reason, State, Verdict, judge, judge_at};
 use ringfence_scenario::{Event, bytes, cluster, events_with_services, flows, with_services};
@@ -273,38 +274,29 @@ fn a_masqueraded_connection_is_judged_by_its_true_source() {
     assert!(met.iter().all(|count| *count > 100), "{met:?}");
 }
 
-/// A node believes others about endpoints of its own pods only, wherever these go while a slice names them.
-#[test]
-fn who_has_an_endpoints_address_decides_whether_it_is_believed() {
-    let address: IpAddr = "10.0.0.1".parse().unwrap();
-    let pod = |node: &str, host_network| {
-        vec![Object::Pod(Pod {
-            id: PodId("web".into()),
-            static_uid: None,
-            namespace: "default".into(),
-            name: "web".into(),
-            labels: Labels::new(),
-            node: Some(node.into()),
-            addresses: vec![address],
-            host_network,
-            phase: Phase::Live,
-            created: 0,
-            ports: Vec::new(),
-        })]
-    };
-    let mut state = Cluster::new();
-    let entry = Enforcement { at: EnforceAt::Entry, node_traffic: NodeTraffic::Own };
-    let mut compiler = compiler::<NodeCompiler>("node-1", entry);
-    let mut believes = |objects: Vec<Object>| {
-        let mut touched = Touched::default();
-        objects.into_iter().for_each(|object| state.apply(object, &mut touched).unwrap());
-        match compiler.compile(&state, &touched).reach.believed {
-            Believed::Endpoints(endpoints) => !endpoints.is_empty(),
-            other => panic!("{other:?}"),
-        }
-    };
+const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+
+/// A pod with that address; of two the one with the greater number owns it.
+fn pod(namespace: &str, node: &str, number: i64) -> Pod {
+    Pod {
+        id: PodId(format!("{namespace}-{number}").into()),
+        static_uid: None,
+        namespace: namespace.into(),
+        name: format!("web-{number}").into(),
+        labels: Labels::new(),
+        node: Some(node.into()),
+        addresses: vec![ADDRESS],
+        host_network: false,
+        phase: Phase::Live,
+        created: number,
+        ports: Vec::new(),
+    }
+}
+
+/// A Service with a node port that leads to that address.
+fn exposed() -> [Object; 2] {
     let service = Object::Service(Service {
-        namespace: "default".into(),
+        namespace: "shop".into(),
         name: "web".into(),
         kind: ServiceKind::NodePort,
         selector: BTreeMap::new(),
@@ -314,16 +306,79 @@ fn who_has_an_endpoints_address_decides_whether_it_is_believed() {
         ports: Vec::new(),
     });
     let slice = Object::EndpointSlice(EndpointSlice {
-        namespace: "default".into(),
+        namespace: "shop".into(),
         name: "web-1".into(),
         service: Some("web".into()),
-        endpoints: vec![Endpoint { address, serving: true }],
+        endpoints: vec![Endpoint { address: ADDRESS, serving: true }],
         ports: vec![(Protocol::Tcp, 80)],
     });
-    assert!(!believes(vec![service]));
-    assert!(!believes(vec![slice]), "nobody has the address");
-    assert!(believes(pod("node-1", false)));
-    assert!(!believes(pod("node-2", false)));
-    assert!(believes(pod("node-1", false)));
-    assert!(!believes(pod("node-1", true)));
+    [service, slice]
+}
+
+const ENTRY: Enforcement = Enforcement { at: EnforceAt::Entry, node_traffic: NodeTraffic::Own };
+
+/// A node believes others about endpoints of its own pods only, wherever these go while a slice names them.
+#[test]
+fn who_has_an_endpoints_address_decides_whether_it_is_believed() {
+    let mut state = Cluster::new();
+    let mut compiler = compiler::<NodeCompiler>("node-1", ENTRY);
+    let mut believes = |object: Object| {
+        let mut touched = Touched::default();
+        state.apply(object, &mut touched).unwrap();
+        match compiler.compile(&state, &touched).reach.believed {
+            Believed::Endpoints(endpoints) => !endpoints.is_empty(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let web = |node, host_network| Object::Pod(Pod { host_network, ..pod("shop", node, 1) });
+    for object in exposed() {
+        assert!(!believes(object), "nobody has the address");
+    }
+    assert!(believes(web("node-1", false)));
+    assert!(!believes(web("node-2", false)));
+    assert!(believes(web("node-1", false)));
+    assert!(!believes(web("node-1", true)));
+}
+
+/// An endpoint's address goes from one pod of another node to one in another namespace and back: its policies are those of
+/// its owner.
+#[test]
+fn who_has_an_endpoints_address_decides_by_which_policies_it_is_judged() {
+    fn follow<C: Compiler<Output: Demand>>() {
+        let mut state = Cluster::new();
+        let mut compiler = compiler::<C>("node-1", ENTRY);
+        let mut judges = |change: Result<Object, ObjectKey>| {
+            let mut touched = Touched::default();
+            match change {
+                Ok(object) => state.apply(object, &mut touched).unwrap(),
+                Err(key) => state.delete(&key, &mut touched),
+            }
+            let followed = compiler.compile(&state, &touched).with_generation(0);
+            let scratch = self::compiler::<C>("node-1", ENTRY).compile(&state, &Touched::everything());
+            assert_eq!(followed, scratch.with_generation(0));
+            let source = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
+            let flow = Flow { source, destination: ADDRESS, transport: Transport::Port(Protocol::Tcp, 80) };
+            !followed.verdicts(&flow)[1].0
+        };
+        let id = PolicyId { tier: Tier::Namespace, namespace: "shop".into(), name: "closed".into() };
+        let closed = Policy {
+            id,
+            priority: 0,
+            namespaces: NamespaceScope::Own,
+            pods: Selector::default(),
+            isolates: Isolation { ingress: true, egress: false },
+            ingress: Vec::new(),
+            egress: Vec::new(),
+        };
+        for object in exposed().into_iter().chain([Object::Policy(closed)]) {
+            assert!(!judges(Ok(object)));
+        }
+        let [shop, other] = [pod("shop", "node-2", 1), pod("other", "node-2", 2)];
+        let gone = ObjectKey::Pod(other.id.clone());
+        assert!(judges(Ok(Object::Pod(shop))), "the policy closes it");
+        assert!(!judges(Ok(Object::Pod(other))), "no policy is about the new owner");
+        assert!(judges(Err(gone)), "the first one has it again");
+    }
+    follow::<NodeCompiler>();
+    follow::<AclCompiler>();
 }
