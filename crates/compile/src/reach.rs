@@ -28,7 +28,9 @@ pub struct Reach {
     pub unmasqueraded: Arc<[IpNet]>,
 }
 
-/// Which connections from other nodes' addresses a node lets through unjudged.
+/// Which connections from other nodes' addresses a node lets through unjudged. Except with [`Believed::Everything`], those
+/// only that came for their destination: what this node has translated itself no other has judged, which backends ask of
+/// connection tracking and `eval` is not told.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Believed {
     /// None.

@@ -16,7 +16,7 @@ use ringfence_model::{
     NodeTraffic, Object, ObjectKey, Phase, Pod, PodId, Policy, PolicyId, Protocol, Selector, Service, ServiceKind,
     Tier, Transport,
 };
-use ringfence_oracle::{Reason, State, Verdict, judge, judge_at};
+use ringfence_oracle::{Arrival, Reason, State, Verdict, judge, judge_at};
 use ringfence_scenario::{Event, bytes, cluster, events_with_services, flows, with_services};
 
 const NODES: [&str; 2] = ["node-1", "node-2"];
@@ -138,7 +138,7 @@ fn check<C: Compiler<Output: Demand>>(objects: &[Object], flows: &[Flow], seen: 
             let demand = compiler::<C>(node, enforcement).compile(&state, &touched);
             for flow in flows {
                 let found = demand.verdicts(flow);
-                let wanted = wanted(&judge_at(&oracle, enforcement, node, flow));
+                let wanted = wanted(&judge_at(&oracle, enforcement, node, flow, Arrival::AsItCame));
                 for (found, wanted) in found.into_iter().zip(wanted) {
                     assert!(
                         agrees(found, wanted),
@@ -258,8 +258,8 @@ fn a_masqueraded_connection_is_judged_by_its_true_source() {
             }
             // From a pod of node-1 or from outside, through node-1, which puts its own address in place of the source.
             let masqueraded = Flow { source: node_address, ..flow };
-            let entry = judge_at(&state, everywhere, "node-1", &flow);
-            let arrival = judge_at(&state, everywhere, "node-2", &masqueraded);
+            let entry = judge_at(&state, everywhere, "node-1", &flow, Arrival::TranslatedHere);
+            let arrival = judge_at(&state, everywhere, "node-2", &masqueraded, Arrival::AsItCame);
             let truth = judge(&state, &flow);
             if entry.ingress.allowed
                 && arrival.ingress.allowed

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ringfence_analyze::paths::{Attempt, Backend, Client, Led};
 use ringfence_analyze::{EndKind, Matrix};
 use ringfence_model::{EnforceAt, Enforcement, Flow, NodeTraffic, PodNetwork, Transport};
+use ringfence_oracle::{Arrival, judge_at};
 
 use crate::clusters::Clusters;
 use crate::index::NodeIndex;
@@ -123,13 +124,9 @@ pub(crate) fn passes(
             destination: stop.destination.ip(),
             transport: Transport::Port(attempt.protocol, stop.destination.port()),
         };
-        let node_traffic = match enforcement.node_traffic {
-            NodeTraffic::Own if stop.led_here => NodeTraffic::Policy,
-            other => other,
-        };
-        let enforcement = Enforcement { node_traffic, ..enforcement };
+        let arrival = if stop.led_here { Arrival::TranslatedHere } else { Arrival::AsItCame };
         let state = clusters.state(node.cluster());
-        state.is_some_and(|state| ringfence_oracle::judge_at(state, enforcement, node.name(), &flow).allowed())
+        state.is_some_and(|state| judge_at(state, enforcement, node.name(), &flow, arrival).allowed())
     })
 }
 

@@ -9,4 +9,4 @@ mod state;
 mod verdict;
 
 pub use state::{State, UnsupportedTier};
-pub use verdict::{Answer, Reason, RuleRef, Verdict, judge, judge_at};
+pub use verdict::{Answer, Arrival, Reason, RuleRef, Verdict, judge, judge_at};

@@ -74,16 +74,22 @@ pub fn judge(state: &State, flow: &Flow) -> Verdict {
     Verdict { egress: side(Direction::Egress), ingress: side(Direction::Ingress) }
 }
 
+/// How a flow came to its destination, as a node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// It has come to the node for that address.
+    AsItCame,
+    /// The node has translated it, as for a port of its own. A node before saw a flow to another destination, and has not judged
+    /// this one.
+    TranslatedHere,
+}
+
 /// Judges a flow as one node must that forwards or sends it, with the addresses that it has there: after destination NAT and
 /// before source NAT. A connection passes if every node on its way lets it pass.
 ///
-/// Whether another node has judged it is asked of flows that go to the pod's address when they come to the node. What this node
-/// itself leads to the pod, from a port of its own, nobody has judged: that is asked with [`NodeTraffic::Policy`] in place of
-/// [`NodeTraffic::Own`].
-///
 /// A pod's own node always judges. Other nodes judge who connects to the pod, where they are told to: they see sources that
 /// the pod's own node does not.
-pub fn judge_at(state: &State, enforcement: Enforcement, node: &str, flow: &Flow) -> Verdict {
+pub fn judge_at(state: &State, enforcement: Enforcement, node: &str, flow: &Flow, arrival: Arrival) -> Verdict {
     let runs_here = |pod: &Pod| pod.node.as_deref() == Some(node);
     let side = |direction| {
         let subject = match direction {
@@ -119,6 +125,7 @@ pub fn judge_at(state: &State, enforcement: Enforcement, node: &str, flow: &Flow
             let believes = direction == Direction::Ingress
                 && runs_here(pod)
                 && enforcement.node_traffic == NodeTraffic::Own
+                && arrival == Arrival::AsItCame
                 && match (enforcement.at, flow.transport) {
                     (EnforceAt::Everywhere, _) => true,
                     (EnforceAt::Entry, Transport::Port(protocol, port)) => {

@@ -5,7 +5,7 @@ use ringfence_k8s::{Source, parse};
 use ringfence_model::{
     Endpoint, EndpointSlice, EnforceAt, Enforcement, Flow, NodeTraffic, Object, Protocol, Transport,
 };
-use ringfence_oracle::{Answer, Reason, State, judge_at};
+use ringfence_oracle::{Answer, Arrival, Reason, State, judge_at};
 
 const CLUSTER: &str = "
 apiVersion: v1
@@ -88,7 +88,7 @@ fn ingress(
 ) -> Answer {
     let transport = Transport::Port(Protocol::Tcp, port);
     let flow = Flow { source: from.parse().unwrap(), destination: to.parse().unwrap(), transport };
-    judge_at(state, Enforcement { at, node_traffic }, node, &flow).ingress
+    judge_at(state, Enforcement { at, node_traffic }, node, &flow, Arrival::AsItCame).ingress
 }
 
 fn says(at: EnforceAt, node_traffic: NodeTraffic, node: &str, ends: [&str; 2], port: u16) -> bool {
@@ -168,4 +168,29 @@ fn trusting_all_nodes_and_trusting_none() {
         assert!(!says(at, Policy, "n2", [NODE_1, WEB], 8080));
         assert!(!says(at, Policy, "n2", [TUNNEL_1, WEB], 8080));
     }
+}
+
+/// Who calls a node port of the pod's own node from another node was there a caller of a node: nobody has judged that.
+#[test]
+fn what_a_node_has_translated_itself_nobody_has_judged() {
+    let transport = Transport::Port(Protocol::Tcp, 8080);
+    for (at, node_traffic, allowed) in [
+        (Entry, Own, false),
+        (Everywhere, Own, false),
+        (Entry, Policy, false),
+        (Entry, All, true),
+        (Destination, All, true),
+    ] {
+        for source in [NODE_1, TUNNEL_1] {
+            let flow = Flow { source: source.parse().unwrap(), destination: WEB.parse().unwrap(), transport };
+            let enforcement = Enforcement { at, node_traffic };
+            let translated = Arrival::TranslatedHere;
+            let verdict = judge_at(&state(true), enforcement, "n2", &flow, translated);
+            assert_eq!(verdict.ingress.allowed, allowed, "{enforcement:?} {source}");
+        }
+    }
+    let flow = Flow { source: OFFICE.parse().unwrap(), destination: WEB.parse().unwrap(), transport };
+    let entry = Enforcement { at: Entry, node_traffic: Own };
+    let translated = Arrival::TranslatedHere;
+    assert!(judge_at(&state(true), entry, "n2", &flow, translated).ingress.allowed, "its true source may");
 }

@@ -71,7 +71,7 @@ pub struct AclReach {
     pub unmasqueraded: Arc<[IpNet]>,
 }
 
-/// As [`Believed`](crate::Believed), with endpoints in a set.
+/// As [`Believed`](crate::Believed), with endpoints in a set, and with the same exception.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AclBelieved {
     /// None.

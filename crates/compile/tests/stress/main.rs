@@ -16,7 +16,7 @@ use ringfence_model::{
     Operator, Peer, Peers, Phase, Pod, PodId, Policy, PolicyId, Ports, Protocol, Requirement, Rule, Selector, Tier,
     Transport,
 };
-use ringfence_oracle::{State, judge_at};
+use ringfence_oracle::{Arrival, State, judge_at};
 
 mod world;
 
@@ -180,7 +180,7 @@ fn check_flows(
     for _ in 0..40 {
         let flow = world.flow();
         for (program, acl) in programs {
-            let verdict = judge_at(&oracle, enforcement, &program.node, &flow);
+            let verdict = judge_at(&oracle, enforcement, &program.node, &flow, Arrival::AsItCame);
             let wanted = (verdict.egress.allowed, verdict.ingress.allowed);
             // The guard is an addition of ours, of which the oracle knows nothing.
             let program = Program { guard: ringfence_compile::Guard::default(), ..program.clone() };
